@@ -97,13 +97,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
-    add, number = run.add_argument, {"metavar": "N"}
+    add = run.add_argument
     add("--mode", choices=CLOSED_MODES, required=True,
         help="smoke: at most --burst-size runs side by side; burst: groups of --burst-size started at one instant;"
         " soak: one run after another")  # fmt: skip
-    add("--runs", type=_whole(1, RUNS_MAX), default=5, **number, help="parent runs in all (default: %(default)s)")
-    add("--children", type=_whole(0, CHILDREN_MAX), default=1, **number, help="subruns of each (default: %(default)s)")
-    add("--burst-size", type=_whole(1, RUNS_MAX), default=10, **number, help="runs live at once (default: %(default)s)")
+    add("--runs", type=_whole(1, RUNS_MAX), default=5, metavar="N", help="parent runs in all (default: %(default)s)")
+    add(
+        "--children",
+        type=_whole(0, CHILDREN_MAX),
+        default=1,
+        metavar="N",
+        help="subruns of each (default: %(default)s)",
+    )
+    add(
+        "--burst-size",
+        type=_whole(1, RUNS_MAX),
+        default=10,
+        metavar="N",
+        help="runs live at once (default: %(default)s)",
+    )
     for flag, seconds, meaning in (
         ("--poll-interval", 1.0, "from a poll's answer to the next poll"),
         ("--poll-timeout", 20.0, "of polling after which a run is given up and cancelled"),
