@@ -103,8 +103,6 @@ def end_all(processes: Sequence[psutil.Process], *stop_signals: signal.Signals, 
                 process.send_signal(stop_signal)
             except psutil.NoSuchProcess:
                 continue
-        _, alive = psutil.wait_procs(
-            alive, timeout=KILL_PATIENCE_S if stop_signal is signal.SIGKILL else patience_s
-        )
+        _, alive = psutil.wait_procs(alive, timeout=KILL_PATIENCE_S if stop_signal is signal.SIGKILL else patience_s)
         if not alive:
             return

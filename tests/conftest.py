@@ -21,7 +21,7 @@ def run_sql(stack: Stack, *statements: str) -> None:
     """Run statements on the stack's own database, each in a transaction of its own."""
     assert stack.postgres is not None
     commands = [part for statement in statements for part in ("-c", statement)]
-    subprocess.run(
+    subprocess.run(  # noqa: S603 - the test's own statements
         [stack.postgres.binary("psql"), stack.database_url, "-qX", "-v", "ON_ERROR_STOP=1", *commands],
         check=True,
     )

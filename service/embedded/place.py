@@ -104,9 +104,7 @@ def _socket_folder(folder: Path, data: Path, account: Account | None) -> Path:
             continue
         _make_own(candidate, 0o700, account)
         return candidate
-    raise ConfigurationError(
-        f"{folder}: no folder with a path short enough for sockets; set TMPDIR to a short path"
-    )
+    raise ConfigurationError(f"{folder}: no folder with a path short enough for sockets; set TMPDIR to a short path")
 
 
 def _make_own(folder: Path, mode: int, account: Account | None) -> None:

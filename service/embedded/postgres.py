@@ -45,9 +45,7 @@ class Postgres:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.data = (
-            place.data / "postgres"
-        )  # exists only when it is complete: made under another name, then renamed
+        self.data = place.data / "postgres"  # exists only when complete: made under another name, then renamed
         self.log = place.folder / "postgres.log"
         self.process: subprocess.Popen[bytes] | None = None
         self._binaries: Path | None = None
@@ -73,10 +71,8 @@ class Postgres:
         if not self.data.exists():
             self._make_data()
         self._check_version()
-        (self.data / "postmaster.pid").unlink(
-            missing_ok=True
-        )  # none of our processes lives: whoever has the id
-        # is a stranger, for whom PostgreSQL would refuse to start
+        # None of our processes lives: whoever has the id now is a stranger, for whom PostgreSQL would refuse to start.
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
         for leftover in self.place.sockets.glob(".s.PGSQL.*"):
             leftover.unlink()
         settings = {
@@ -97,15 +93,12 @@ class Postgres:
 
     def wait_until_ready(self) -> None:
         """Return when the server takes connections; raises ConfigurationError with its own words when it ended."""
-        assert self.process is not None, "start comes first"
         deadline = time.monotonic() + READY_PATIENCE_S
         while not self._says_ready():
-            if self.process.poll() is not None:
+            if self.process is None or self.process.poll() is not None:
                 raise ConfigurationError(f"PostgreSQL did not start: {last_words(self.log)} (see {self.log})")
             if time.monotonic() > deadline:
-                raise ConfigurationError(
-                    f"PostgreSQL was not ready after {READY_PATIENCE_S:.0f} s (see {self.log})"
-                )
+                raise ConfigurationError(f"PostgreSQL was not ready after {READY_PATIENCE_S:.0f} s (see {self.log})")
             time.sleep(0.01)
 
     def stop(self) -> None:
@@ -129,9 +122,7 @@ class Postgres:
         ours = {process.pid for process in found}
         heads = [process for process in found if process.ppid() not in ours]
         processes.end_all(heads, signal.SIGINT, signal.SIGQUIT, patience_s=STOP_PATIENCE_S)
-        processes.end_all(
-            processes.living_in(self.data, "postgres"), signal.SIGQUIT, patience_s=STOP_PATIENCE_S
-        )
+        processes.end_all(processes.living_in(self.data, "postgres"), signal.SIGQUIT, patience_s=STOP_PATIENCE_S)
 
     def _make_data(self) -> None:
         """Make the first data beside its final name and move it there when it is complete."""

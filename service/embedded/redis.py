@@ -57,17 +57,12 @@ class Redis:
 
     def wait_until_ready(self) -> None:
         """Return when the server answers; raises ConfigurationError with its own words when it ended."""
-        assert self.process is not None, "start comes first"
         deadline = time.monotonic() + READY_PATIENCE_S
         while not self._answers():
-            if self.process.poll() is not None:
-                raise ConfigurationError(
-                    f"redis-server did not start: {last_words(self.log)} (see {self.log})"
-                )
+            if self.process is None or self.process.poll() is not None:
+                raise ConfigurationError(f"redis-server did not start: {last_words(self.log)} (see {self.log})")
             if time.monotonic() > deadline:
-                raise ConfigurationError(
-                    f"redis-server was not ready after {READY_PATIENCE_S:.0f} s (see {self.log})"
-                )
+                raise ConfigurationError(f"redis-server was not ready after {READY_PATIENCE_S:.0f} s (see {self.log})")
             time.sleep(0.01)
 
     def stop(self) -> None:
@@ -90,9 +85,7 @@ class Redis:
 
     def _end_leftovers(self) -> None:
         """End a server that runs in our folder without us."""
-        processes.end_all(
-            processes.living_in(self.folder, "redis-server"), signal.SIGTERM, patience_s=STOP_PATIENCE_S
-        )
+        processes.end_all(processes.living_in(self.folder, "redis-server"), signal.SIGTERM, patience_s=STOP_PATIENCE_S)
 
 
 def find_binary() -> Path:

@@ -76,7 +76,8 @@ class Stack:
         """The libpq address of the database."""
         if self._given_database_url is not None:
             return self._given_database_url
-        assert self.postgres is not None, "the stack is not running"
+        if self.postgres is None:
+            raise RuntimeError("the stack is started on entering its `with` block")
         return self.postgres.url
 
     @property
@@ -84,7 +85,8 @@ class Stack:
         """The address of Redis, for redis-py."""
         if self._given_redis_url is not None:
             return self._given_redis_url
-        assert self.redis is not None, "the stack is not running"
+        if self.redis is None:
+            raise RuntimeError("the stack is started on entering its `with` block")
         return self.redis.url
 
     @property
