@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import select
 import socket
 import time
@@ -115,6 +116,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
         self._complete = False
+        self._reuse = False
         self._surplus = False  # a second answer began behind the one that was asked for
         self._ends_with_connection = True  # until a length or a transfer coding was announced
 
@@ -160,7 +162,7 @@ class _Connection(asyncio.Protocol):
         if self._surplus:
             self._fail("unreadable answer: more than one for one request")
         elif self._complete:
-            self._finish(reuse=self._parser.should_keep_alive())
+            self._finish(reuse=self._reuse)
 
     def on_message_begin(self) -> None:
         """Note an answer that nobody asked for (called by the parser)."""
@@ -195,6 +197,7 @@ class _Connection(asyncio.Protocol):
         """Note the end of an answer (called by the parser); `data_received` acts on it outside of the parser."""
         # 1xx answers are followed by the one that was asked for.
         self._complete = self._exchange is not None and self._exchange.status >= 200
+        self._reuse = self._parser.should_keep_alive()  # the parser knows it only here
 
     def _finish(self, *, reuse: bool) -> None:
         exchange, self._exchange = self._exchange, None
@@ -240,6 +243,8 @@ class _Connection(asyncio.Protocol):
 def _reason(exc: BaseException | None) -> str:
     if exc is None:
         return "end of file"
+    if isinstance(exc, OSError) and exc.errno and exc.errno > 0:
+        return os.strerror(exc.errno)  # asyncio puts its own words, and the address, into strerror
     return exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
 
 
