@@ -126,6 +126,7 @@ class Generator:
                 await _end([load])
                 await self._clean_up()
                 await _end(beside)
+                self.tally.requests = self._recorder.samples.rows
             # A short load ends between two looks: what happened since the last one is told too.
             self._recorder.add_resources(await self._resources.look(self._lag.take_ms()))
 

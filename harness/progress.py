@@ -52,10 +52,11 @@ class Tally:
 
 
 class PlainLines:
-    """Decides when a line is worth printing where nobody watches it live."""
+    """Prints a line when one is worth it, where nobody watches it live."""
 
-    def __init__(self, tally: Tally, now_s: float) -> None:
+    def __init__(self, tally: Tally, stream: TextIO, now_s: float) -> None:
         self._tally = tally
+        self._stream = stream
         self._tenth = 0
         self._printed_at_s = now_s
 
@@ -67,37 +68,52 @@ class PlainLines:
         self._tenth, self._printed_at_s = tenth, now_s
         return self._tally.line()
 
+    def show(self) -> None:
+        """Print the line that is due now, if one is."""
+        if (line := self.due(time.monotonic())) is not None:
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Print what was reached."""
+        print(self._tally.line(), file=self._stream, flush=True)
+
+
+class LiveLine:
+    """A bar that is drawn anew, for a person at a terminal."""
+
+    def __init__(self, tally: Tally, stream: TextIO) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        self._tally = tally
+        # Refreshed from the event loop only: rich's own thread would wake while a request is being stamped.
+        self._bar = Progress(*columns, console=Console(file=stream), auto_refresh=False)
+        self._task = self._bar.add_task("", total=tally.runs)
+        self._bar.start()
+
+    def show(self) -> None:
+        """Draw it."""
+        self._bar.update(self._task, completed=self._tally.ended, description=self._tally.line(), refresh=True)
+
+    def close(self) -> None:
+        """Draw what was reached, and leave it there."""
+        self.show()
+        self._bar.stop()
+
 
 @contextlib.asynccontextmanager
-async def shown(tally: Tally, stream: TextIO = sys.stderr) -> AsyncIterator[None]:
-    """Show the tally while the block runs."""
-    showing = asyncio.create_task(_live(tally, stream) if stream.isatty() else _plain(tally, stream))
+async def shown(tally: Tally, stream: TextIO | None = None) -> AsyncIterator[None]:
+    """Show the tally on `stream` (stderr) while the block runs."""
+    stream = stream or sys.stderr
+    display = LiveLine(tally, stream) if stream.isatty() else PlainLines(tally, stream, time.monotonic())
+
+    async def keep_showing() -> None:
+        while True:
+            await asyncio.sleep(SHOW_INTERVAL_S)
+            display.show()
+
+    showing = asyncio.create_task(keep_showing())
     try:
         yield
     finally:
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)
-
-
-async def _plain(tally: Tally, stream: TextIO) -> None:
-    lines = PlainLines(tally, time.monotonic())
-    try:
-        while True:
-            await asyncio.sleep(SHOW_INTERVAL_S)
-            if (line := lines.due(time.monotonic())) is not None:
-                print(line, file=stream, flush=True)
-    finally:
-        print(tally.line(), file=stream, flush=True)
-
-
-async def _live(tally: Tally, stream: TextIO) -> None:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    # Refreshed from this loop only: rich's own thread would wake while a request is being stamped.
-    with Progress(*columns, console=Console(file=stream), auto_refresh=False) as bar:
-        task = bar.add_task("", total=tally.runs)
-        try:
-            while True:
-                bar.update(task, completed=tally.ended, description=tally.line(), refresh=True)
-                await asyncio.sleep(SHOW_INTERVAL_S)
-        finally:
-            bar.update(task, completed=tally.ended, description=tally.line(), refresh=True)
+        display.close()
