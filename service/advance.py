@@ -84,9 +84,7 @@ class Advance(NamedTuple):
     events: list[NewEvent]
 
 
-def advance(
-    turn: RunRow, script: Sequence[ScriptStep], now: dt.datetime, cancelled: Sequence[RunRow] = ()
-) -> Advance:
+def advance(turn: RunRow, script: Sequence[ScriptStep], now: dt.datetime, cancelled: Sequence[RunRow] = ()) -> Advance:
     """Decide one tick of a live run that is due.
 
     `cancelled` are the run's own children that were ended because this very tick fails the run: they are counted before

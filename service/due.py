@@ -6,24 +6,31 @@ hands. Instants are compared by the database's clock alone. Who claims: `tick`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-_QUEUE_DEPTH = text("SELECT count(*) FROM runs WHERE next_tick_at <= now()")
+_QUEUE = text("""
+    SELECT count(*), CAST(coalesce(extract(epoch FROM now() - min(next_tick_at)), 0) AS float8)
+    FROM runs WHERE next_tick_at <= now()
+""")
 _NEXT_DUE_IN_S = text("SELECT CAST(extract(epoch FROM min(next_tick_at) - clock_timestamp()) AS float8) FROM runs")
 
 
-async def queue_depth(connection: AsyncConnection) -> int:
-    """Return how many runs are due and unclaimed."""
-    return int((await connection.execute(_QUEUE_DEPTH)).scalar_one())
+class Queue(NamedTuple):
+    """The runs that are due and unclaimed."""
+
+    depth: int  # how many
+    oldest_due_s: float  # for how many seconds the oldest of them has been due; 0 when there is none
 
 
-async def oldest_due_s(connection: AsyncConnection) -> float:
-    """Return for how many seconds the oldest due run has been waiting; 0 when none is due."""
-    return max(0.0, -(await next_due_in_s(connection) or 0.0))
+async def queue(connection: AsyncConnection) -> Queue:
+    """Count what waits for a worker at this moment."""
+    return Queue(*(await connection.execute(_QUEUE)).one())
 
 
 async def next_due_in_s(connection: AsyncConnection) -> float | None:
     """Return the seconds until the next run is due or a lease ends; negative when one is overdue, None when none is."""
-    found = (await connection.execute(_NEXT_DUE_IN_S)).scalar_one()
-    return None if found is None else float(found)
+    found: float | None = (await connection.execute(_NEXT_DUE_IN_S)).scalar_one()
+    return found

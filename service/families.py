@@ -43,7 +43,7 @@ async def cancel_run(connection: AsyncConnection, run_id: uuid.UUID, reason: str
     if found is None:
         raise NotFound("no such run")
     ledger = Ledger(connection)
-    await ledger.lock({run_id, found.parent_run_id} - {None})
+    await _lock_with_parent(ledger, run_id, found.parent_run_id)
     run = ledger.runs[run_id]
     if run.is_final:
         raise IllegalState(f"the run is {run.status}: only a run that has not ended can be cancelled")
@@ -57,7 +57,7 @@ async def advance_family(
     ledger: Ledger, run_id: uuid.UUID, parent_run_id: uuid.UUID | None, epoch: int, script: Sequence[ScriptStep]
 ) -> bool:
     """Write the tick of one claimed run that fails while subruns are pending; False when the claim no longer holds."""
-    await ledger.lock({run_id, parent_run_id} - {None})
+    await _lock_with_parent(ledger, run_id, parent_run_id)
     run = ledger.runs[run_id]
     if run.epoch != epoch or run.is_final:
         return False
@@ -73,6 +73,10 @@ async def advance_family(
 def leaves_orphans(run: RunRow) -> bool:
     """Tell whether a run, as it shall be, has ended before its subruns."""
     return run.status == RunStatus.FAILED and run.pending_subruns > 0
+
+
+async def _lock_with_parent(ledger: Ledger, run_id: uuid.UUID, parent_run_id: uuid.UUID | None) -> None:
+    await ledger.lock([run_id] if parent_run_id is None else [parent_run_id, run_id])
 
 
 async def _cancel_descendants(ledger: Ledger, run: RunRow, reason: str) -> list[RunRow]:
