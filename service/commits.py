@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.announce import Announcer
-from service.db import Base, Database, is_outage, rows
+from service.db import Base, Database, cannot_be_stored, is_outage, rows
 from service.errors import ApiError, IllegalState, InFlight, Invalid, NotFound, Unavailable
 from service.events import APPEND_EVENTS, EventType, NewEvent
 from service.grouping import Grouping
@@ -119,8 +119,9 @@ CLAIM_KEYS = text("""
 
 READ_KEYS = text("""
     SELECT k.workspace_id, k.key, k.body_hash, r.run_id, r.status, r.correlation_id
-    FROM idempotency_keys k JOIN runs r USING (run_id)
-    JOIN json_to_recordset(CAST(:keys AS json)) AS w(workspace_id uuid, key text) USING (workspace_id, key)
+    FROM json_to_recordset(CAST(:keys AS json)) AS w(workspace_id uuid, key text)
+    JOIN idempotency_keys k ON k.workspace_id = w.workspace_id AND k.key = w.key
+    JOIN runs r ON r.run_id = k.run_id
 """)
 
 FREE_KEYS = text("DELETE FROM idempotency_keys WHERE run_id = ANY(:ids)")
@@ -275,8 +276,9 @@ class Commits:
         except DBAPIError as fault:
             if is_outage(fault):
                 raise Unavailable("the database does not answer; nothing was written") from fault
-            # Alone in its transaction and still refused: PostgreSQL cannot store these very values.
-            raise Invalid("body", "holds a value that cannot be stored") from fault
+            if cannot_be_stored(fault):
+                raise Invalid("body", "holds a value that cannot be stored") from fault
+            raise
         except (OSError, TimeoutError) as fault:
             raise Unavailable("the database does not answer; nothing was written") from fault
 

@@ -86,6 +86,14 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, (ConnectionError, TimeoutError, OSError))
 
 
+def cannot_be_stored(error: DBAPIError) -> bool:
+    """Tell whether PostgreSQL refused the values themselves.
+
+    Source: PostgreSQL manual, appendix A: class 22 is "data exception", class 54 "program limit exceeded".
+    """
+    return str(getattr(error.orig, "sqlstate", None))[:2] in ("22", "54")
+
+
 def migrate(database_url: str) -> None:
     """Bring the schema up to date. Safe when several processes do it at once: an advisory lock orders them."""
 
