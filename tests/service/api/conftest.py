@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
+import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import uvicorn
 from service.app import create_app
 from service.auth import issue_token
 from service.db import Database
+from service.embedded import Stack
 from service.settings import Settings
 from service.workspaces import create_agent, create_workspace
 
@@ -25,7 +26,7 @@ class ReadyServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.ready = asyncio.Event()
+        self.ready = threading.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -71,19 +72,31 @@ class Tenant:
         return seen
 
 
-@pytest.fixture
-async def url(database_url: str, redis_url: str) -> AsyncIterator[str]:
-    """Where the service listens."""
+@pytest.fixture(scope="session")
+def database_url(new_database: Callable[[], str]) -> str:
+    """One database for all tests of the HTTP surface: each makes a tenant of its own, and tenants never meet."""
+    return new_database()
+
+
+@pytest.fixture(scope="session")
+def redis_url(stack: Stack) -> str:
+    """The Redis database of these tests."""
+    return f"{stack.redis_url}?db=0"
+
+
+@pytest.fixture(scope="session")
+def url(database_url: str, redis_url: str) -> Iterator[str]:
+    """Where the service listens: the real application in a thread and an event loop of its own."""
     app = create_app(Settings(database_url, redis_url, log_level="error"))
     server = ReadyServer(
         uvicorn.Config(app, port=0, loop="none", http="httptools", log_level="error", server_header=False)
     )
-    serving = asyncio.create_task(server.serve())
-    await asyncio.wait({serving, asyncio.create_task(server.ready.wait())}, return_when=asyncio.FIRST_COMPLETED)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
+    thread = threading.Thread(target=server.run, name="service")
+    thread.start()
+    assert server.ready.wait(30), "the service did not start"
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
-    await serving
+    thread.join(30)
 
 
 @pytest.fixture
