@@ -51,8 +51,20 @@ def create_app(settings: Settings) -> Starlette:
     workspaces = Workspaces(database)
     operations = Operations(database, client)
 
-    def route(method: str, path: str, endpoint: Endpoint, role: Role | None, body: type | None = None) -> Route:
-        return Route(path, Operation(path, endpoint, callers, role, body), methods=[method])
+    def route(
+        method: str,
+        path: str,
+        endpoint: Endpoint,
+        role: Role | None,
+        body: type | None = None,
+        *,
+        installation: bool = False,
+    ) -> Route:
+        operation = Operation(path, endpoint, callers, role, body, installation=installation)
+        return Route(path, operation, methods=[method])
+
+    def administration(method: str, path: str, endpoint: Endpoint, body: type) -> Route:
+        return route(method, path, endpoint, Role.ADMIN, body, installation=True)
 
     # The busiest first: the table is searched from the top.
     table = [
@@ -62,10 +74,10 @@ def create_app(settings: Settings) -> Starlette:
         route("GET", "/api/runs/", runs.list, Role.VIEWER),
         route("GET", "/api/runs/{run_id}/", runs.get, Role.VIEWER),
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
-        route("POST", "/api/workspaces/", workspaces.create, Role.ADMIN, WorkspaceBody),
-        route("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, Role.ADMIN, WorkspacePatch),
-        route("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, Role.ADMIN, AgentBody),
-        route("POST", "/api/workspaces/{workspace_id}/tokens/", workspaces.create_token, Role.ADMIN, TokenBody),
+        administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
+        administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
+        administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),
+        administration("POST", "/api/workspaces/{workspace_id}/tokens/", workspaces.create_token, TokenBody),
         route("GET", "/livez", operations.livez, None),
         route("GET", "/readyz", operations.readyz, None),
         route("GET", "/metrics", operations.metrics, None),

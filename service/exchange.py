@@ -125,12 +125,20 @@ class Operation:
     """One method of one path, as an ASGI application."""
 
     def __init__(
-        self, route: str, endpoint: Endpoint, callers: Callers, role: Role | None, body_type: type | None = None
+        self,
+        route: str,
+        endpoint: Endpoint,
+        callers: Callers,
+        role: Role | None,
+        body_type: type | None = None,
+        *,
+        installation: bool = False,
     ) -> None:
         self.route = route
         self.endpoint = endpoint
         self.role = role  # null: open to everybody
         self.body_type = body_type
+        self.installation = installation  # only installation tokens may ask
         self._callers = callers
         self._decoder: msgspec.json.Decoder[Any] | None = None if body_type is None else msgspec.json.Decoder(body_type)
         self._observers: dict[int, Callable[[float], None]] = {}
@@ -171,6 +179,8 @@ class Operation:
         caller = self._callers.remembered(header)
         exchange.caller = caller if caller is not None else await self._callers.identify(header)
         exchange.caller.require(role)
+        if self.installation:
+            exchange.caller.require_installation()
 
 
 async def respond(send: Send, answer: Answer, timing: str) -> None:

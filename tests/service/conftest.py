@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from service.db import Database, rows
-from service.events import APPEND_EVENTS, EventType, NewEvent
+from service.events import EventType, NewEvent
 from service.runs import StepKind, new_id
-from service.workspaces import create_agent, create_workspace
+from service.workspaces import create_agent
 
 
 @pytest.fixture
@@ -73,7 +73,9 @@ class Tenant:
                 NewEvent(parent_run_id, parent.last_seq + 1, EventType.STEP_CREATED, step, *whose),
                 NewEvent(parent_run_id, parent.last_seq + 2, EventType.SUBRUN_SPAWNED, spawned, *whose),
             ]
-            await connection.execute(_SPAWNED, {"run_id": parent_run_id, "events": rows(events), "spawned": rows([spawned])})
+            await connection.execute(
+                _SPAWNED, {"run_id": parent_run_id, "events": rows(events), "spawned": rows([spawned])}
+            )
             new = {
                 "run_id": child,
                 "workspace_id": self.workspace_id,
