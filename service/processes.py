@@ -32,6 +32,18 @@ class Account:
     gid: int
 
 
+def tied(command: Sequence[str], death_signal: signal.Signals, account: Account | None = None) -> list[str]:
+    """Return the command line that runs `command` as `account` and ends it with `death_signal` when we die.
+
+    The kernel (Linux) means the *thread* that starts it by "we", so only children of the main thread are tied.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    return [
+        sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(int(death_signal) if main else 0),
+        f"{account.uid}:{account.gid}" if account else "-", "--", *command,
+    ]  # fmt: skip
+
+
 def spawn(
     command: Sequence[str],
     *,
@@ -44,19 +56,12 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, so that a Ctrl-C in the terminal reaches the parent alone.
 
-    `death_signal` reaches the child when the parent dies (Linux). The kernel means the *thread* that started it, so
-    only children of the main thread are tied; `folder` is the working folder, `output` takes standard output and
-    standard error (default: the parent's standard error for both).
+    `folder` is the working folder; `output` takes standard output and standard error (default: the parent's standard
+    error for both). `death_signal` and `account`: see `tied`.
     """
-    tied = threading.current_thread() is threading.main_thread()
-    launcher = [
-        sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()),
-        str(int(death_signal) if tied else 0),
-        f"{account.uid}:{account.gid}" if account else "-", "--",
-    ]  # fmt: skip
     sink = output if output is not None else sys.__stderr__
     return subprocess.Popen(  # noqa: S603 - the command is the caller's own
-        [*launcher, *command],
+        tied(command, death_signal, account),
         stdin=subprocess.DEVNULL,
         stdout=sink,
         stderr=sink,

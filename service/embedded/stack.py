@@ -53,13 +53,13 @@ class Stack:
         self._url: str | None = None
         self._children: dict[str, int] = {}
         self._lock: IO[str] | None = None
+        self._place: Place | None = None
 
     def __enter__(self) -> Self:
         make_folder(self.folder)
         self._lock = _take_lock(self.folder)
         try:
-            place = find_place(self.folder)
-            self._start(place)
+            self._start()
             self.tell()
         except BaseException:
             self._end()
@@ -119,17 +119,18 @@ class Stack:
             pids=self.pids,
             owner_started_at=psutil.Process().create_time(),
         )
-        unfinished = self.folder / "stack.json.unfinished"
-        unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(told)) + b"\n")
-        unfinished.replace(self.folder / "stack.json")
+        write_private(self.folder / "stack.json", msgspec.json.format(msgspec.json.encode(told)) + b"\n")
 
-    def _start(self, place: Place) -> None:
+    def _start(self) -> None:
         """Start the servers side by side and wait for both."""
+        if self._given_redis_url is not None and self._given_database_url is not None:
+            return
+        self._place = find_place(self.folder)
         if self._given_redis_url is None:
-            self.redis = Redis(place)
+            self.redis = Redis(self._place)
             self.redis.start()
         if self._given_database_url is None:
-            self.postgres = Postgres(place)
+            self.postgres = Postgres(self._place)
             self.postgres.start()
         for server in (self.redis, self.postgres):
             if server is not None:
@@ -140,8 +141,8 @@ class Stack:
         for server in (self.postgres, self.redis):
             if server is not None:
                 server.stop()
-        if self.postgres is not None and self.postgres.place.sockets.parent != self.postgres.place.data:
-            shutil.rmtree(self.postgres.place.sockets, ignore_errors=True)
+        if self._place is not None:
+            shutil.rmtree(self._place.sockets, ignore_errors=True)  # may be under /tmp, where nothing should stay
         (self.folder / "stack.json").unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
@@ -156,6 +157,15 @@ def running_stack(folder: Path) -> RunningStack | None:
         return told if abs(owner.create_time() - told.owner_started_at) < 1.0 else None
     except (OSError, msgspec.DecodeError, KeyError, psutil.Error):
         return None
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file in one step by one that only its owner may read: it may hold a password or a token."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    unfinished.touch(mode=0o600)
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
 
 
 def make_folder(folder: Path) -> None:
