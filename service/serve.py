@@ -22,6 +22,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from service.errors import BadUsage, ConfigurationError
 from service.settings import Settings, child_environment
 from service.supervisor import Child, Signals, Supervisor
+from service.telemetry import configure_logging
 
 GRACE_S = 10  # how long a request may go on after the process was asked to stop
 BACKLOG = 2048  # connections that may wait to be accepted; the kernel's somaxconn may lower it
@@ -95,6 +96,7 @@ def serve(settings: Settings, listener: socket.socket, processes: int) -> int:
     """Answer HTTP until SIGTERM or SIGINT, in this process or in several under a supervisor."""
     if processes == 1:
         return serve_here(settings, listener)
+    configure_logging(settings.log_level)
     with Signals() as signals, shared_metrics() as folder:
         environment = child_environment(settings, PROMETHEUS_MULTIPROC_DIR=str(folder))
         supervisor = Supervisor(
@@ -114,6 +116,7 @@ def work(settings: Settings, processes: int) -> int:
         from service.worker import run
 
         return run(settings)
+    configure_logging(settings.log_level)
     with Signals() as signals, Supervisor(worker_children(child_environment(settings), processes), signals) as workers:
         workers.run()
     return 0

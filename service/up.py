@@ -25,6 +25,7 @@ from service.errors import BadUsage, Invalid, PlimsollError
 from service.serve import address_of, http_children, listen, shared_metrics, worker_children
 from service.settings import Settings, child_environment, settings_for
 from service.supervisor import Signals, Supervisor
+from service.telemetry import configure_logging
 
 READY_PATIENCE_S = 60.0  # a cold machine imports, connects and answers in a few seconds
 TOKEN_DAYS = 30.0  # longer than a development stack runs on end; every start makes another
@@ -71,6 +72,7 @@ def _supervise(
 ) -> None:
     """Bring the schema up to date, make the token, and keep the processes alive."""
     settings = settings_for(stack.database_url, stack.redis_url)
+    configure_logging(settings.log_level)
     bring_schema_up_to_date(settings)
     token = _new_token(settings, stack.folder / "token")
     url = address_of(listener)
