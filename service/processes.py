@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,18 @@ def end_all(processes: Sequence[psutil.Process], *stop_signals: signal.Signals, 
                 process.send_signal(stop_signal)
             except psutil.NoSuchProcess:
                 continue
-        _, alive = psutil.wait_procs(alive, timeout=KILL_PATIENCE_S if stop_signal is signal.SIGKILL else patience_s)
+        deadline = time.monotonic() + (KILL_PATIENCE_S if stop_signal is signal.SIGKILL else patience_s)
+        while alive := [process for process in alive if runs(process)]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
         if not alive:
             return
+
+
+def runs(process: psutil.Process) -> bool:
+    """Tell whether a process still does anything: one that ended and waits for a parent to notice does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

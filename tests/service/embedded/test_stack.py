@@ -55,7 +55,15 @@ def folder() -> Iterator[Path]:
 def sql(stack: Stack, statement: str) -> str:
     """Run one statement on the stack's database and return what it prints."""
     assert stack.postgres is not None
-    command = [str(stack.postgres.binary("psql")), stack.database_url, "-qXAt", "-v", "ON_ERROR_STOP=1", "-c", statement]
+    command = [
+        str(stack.postgres.binary("psql")),
+        stack.database_url,
+        "-qXAt",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-c",
+        statement,
+    ]
     ended: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603
         command, check=True, capture_output=True, text=True
     )
