@@ -17,6 +17,7 @@ from typing import IO, Literal, Self
 import msgspec
 import psutil
 
+from service import processes
 from service.embedded.place import Place, find_place
 from service.embedded.postgres import Postgres
 from service.embedded.redis import Redis
@@ -154,7 +155,8 @@ def running_stack(folder: Path) -> RunningStack | None:
     try:
         told = msgspec.json.decode((folder / "stack.json").read_bytes(), type=RunningStack)
         owner = psutil.Process(told.pids["owner"])
-        return told if abs(owner.create_time() - told.owner_started_at) < 1.0 else None
+        same = abs(owner.create_time() - told.owner_started_at) < 1.0
+        return told if same and processes.runs(owner) else None
     except (OSError, msgspec.DecodeError, KeyError, psutil.Error):
         return None
 

@@ -116,7 +116,7 @@ def test_a_script_may_be_a_file(administration: Command, tmp_path: Path) -> None
             ["token", "create", "--installation", "--role", "OWNER", "--expires-days", "-1"],
             "--expires-days: give a number of days above 0, at most 3650",
         ),
-        (["token", "create", "--workspace", str(uuid.UUID(int=1)), "--role", "ADMIN"], "--workspace: no such workspace"),
+        (["token", "create", "--workspace", str(uuid.UUID(int=1)), "--role", "ADMIN"], "--workspace: no such"),
         (["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a"], "--workspace: no such workspace"),
         (
             ["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--script", "/nonexistent"],
