@@ -143,9 +143,13 @@ def worker_children(environment: Mapping[str, str], count: int) -> list[Child]:
 
 
 @contextmanager
-def shared_metrics() -> Iterator[Path]:
-    """Make an empty folder for the metrics of several processes, and remove it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="plimsoll-metrics-"))
+def shared_metrics(folder: Path | None = None) -> Iterator[Path]:
+    """Make an empty folder for the metrics of several processes (default: a temporary one); remove it at the end."""
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="plimsoll-metrics-"))
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # of a start that was killed
+        folder.mkdir()
     try:
         yield folder
     finally:

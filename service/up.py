@@ -76,7 +76,7 @@ def _supervise(
     bring_schema_up_to_date(settings)
     token = _new_token(settings, stack.folder / "token")
     url = address_of(listener)
-    with shared_metrics() as metrics:
+    with shared_metrics(stack.folder / "metrics") as metrics:
         environment = child_environment(settings, PROMETHEUS_MULTIPROC_DIR=str(metrics))
         supervisor = Supervisor(
             [*http_children(environment, listener, processes), *worker_children(environment, workers)],
