@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from sqlalchemy import ForeignKey, LargeBinary, Row, TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -58,7 +59,7 @@ class Create(NamedTuple):
     agent_id: uuid.UUID
     input_text: str
     channel: str
-    metadata: dict[str, Any]
+    metadata: msgspec.Raw  # a JSON object, as the caller wrote it
     expected_subruns: int
     max_wait_seconds: float
     quota: Quota
@@ -73,7 +74,7 @@ class Spawn(NamedTuple):
     workspace_id: uuid.UUID
     agent_id: uuid.UUID
     input_text: str
-    metadata: dict[str, Any]
+    metadata: msgspec.Raw
     group_id: str | None  # null: a group named after the child
     quota: Quota
 
@@ -264,7 +265,7 @@ class Commits:
         self._database = database
         self._announcer = announcer
         self._grouping: Grouping[Create | Spawn, Accepted] = Grouping(
-            self._commit, lanes=2, retry_alone=lambda fault: isinstance(fault, DBAPIError) and not is_outage(fault)
+            self._commit, lanes=2, retry_alone=lambda fault: not is_outage(fault)
         )
 
     async def submit(self, write: Create | Spawn) -> Accepted:

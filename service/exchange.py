@@ -225,7 +225,7 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
         value = decoder.decode(body or b"{}")
         if b"\\u0000" in body:
-            _refuse_nul(msgspec.to_builtins(value), "body")
+            refuse_nul(_without_raw(value), "body")
     except msgspec.ValidationError as wrong:
         raise _explain(str(wrong)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
@@ -250,14 +250,19 @@ def _explain(message: str) -> ApiError:
     return Invalid(".".join(where), reason[0].lower() + reason[1:])
 
 
-def _refuse_nul(value: Any, field: str) -> None:
+def _without_raw(value: Any) -> Any:
+    """Return a struct as plain values; what was left undecoded is its endpoint's to check."""
+    return msgspec.to_builtins(value, enc_hook=lambda _: None)
+
+
+def refuse_nul(value: Any, field: str) -> None:
     """Raise Invalid where a string holds U+0000, which PostgreSQL cannot store."""
     if isinstance(value, str) and "\x00" in value:
         raise Invalid(field, "must not contain the character U+0000")
     if isinstance(value, dict):
         for key, inner in value.items():
-            _refuse_nul(key, field)
-            _refuse_nul(inner, key if field == "body" else f"{field}.{key}")
+            refuse_nul(key, field)
+            refuse_nul(inner, key if field == "body" else f"{field}.{key}")
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            _refuse_nul(inner, f"{field}[{index}]")
+            refuse_nul(inner, f"{field}[{index}]")

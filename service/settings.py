@@ -20,7 +20,7 @@ class Settings:
 
     database_url: str  # DATABASE_URL, any libpq URI
     redis_url: str  # REDIS_URL: redis://, rediss:// or unix://
-    lease_s: float = 15.0  # PLIMSOLL_LEASE_S: how long a claimed run stays with its worker before another may take it
+    lease_s: float = 2.0  # PLIMSOLL_LEASE_S: how long a claimed run stays with its worker before another may take it
     sweep_interval_s: float = 1.0  # PLIMSOLL_SWEEP_INTERVAL_S: longest time a due run waits for a lost ring
     log_level: str = "info"  # PLIMSOLL_LOG_LEVEL
 
