@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from service.embedded.redis import Redis
 from service.errors import ConfigurationError, PlimsollError
 
 Server = Literal["postgres", "redis"]
+LOCK_PATIENCE_S = 0.2  # someone who only looks whether the folder is in use holds the lock for a moment
 
 
 class StackLocked(PlimsollError):
@@ -62,6 +64,12 @@ class Stack:
         try:
             self._start()
             self.tell()
+        except OSError as error:  # a full disk, a folder taken away, another user's file
+            self._end()
+            raise ConfigurationError(
+                f"{error.filename or self.folder}: {error.strerror}; mend that, or choose another folder with"
+                " PLIMSOLL_STACK_DIR"
+            ) from error
         except BaseException:
             self._end()
             raise
@@ -187,10 +195,17 @@ def make_folder(folder: Path) -> None:
 
 def _take_lock(folder: Path) -> IO[str]:
     """Return the open lock file of `folder`; raises StackLocked when another process holds it."""
-    lock = (folder / "lock").open("a")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder / 'lock'}: {error.strerror}; give a folder of your own with PLIMSOLL_STACK_DIR"
+        ) from None
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while not _locked(lock):
+        if time.monotonic() < deadline:
+            time.sleep(0.02)
+            continue
         lock.close()
         told = running_stack(folder)
         who = f"process {told.pids['owner']}" if told else "a process that is just starting or stopping it"
@@ -198,5 +213,14 @@ def _take_lock(folder: Path) -> IO[str]:
         raise StackLocked(
             f"the stack in {folder} is already running ({who}{where}): stop it, or choose another folder with"
             " PLIMSOLL_STACK_DIR"
-        ) from None
+        )
     return lock
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take the lock; False when another process holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

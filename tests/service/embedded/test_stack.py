@@ -302,6 +302,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_in_the_way_is_named_and_nothing_stays_running(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "stack.json.unfinished").mkdir()
+    with pytest.raises(ConfigurationError, match=r"/stack\.json\.unfinished: .*PLIMSOLL_STACK_DIR"), Stack(folder):
+        pass
+    with pytest.raises(ConfigurationError):  # and not StackLocked
+        Stack(folder).__enter__()
+
+
 if AS_ROOT:
 
     def test_as_root_in_a_folder_closed_to_others_the_data_live_elsewhere_and_no_permission_changes() -> None:
