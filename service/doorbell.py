@@ -30,6 +30,6 @@ class Doorbell:
         self._task = self.huey.task(name="tick")(tick)
 
     def message(self) -> tuple[str, bytes]:
-        """Return the Redis list and the bytes whose LPUSH is one ring, for callers with a Redis connection of their own."""
+        """Return the Redis list and the bytes whose LPUSH is one ring, for callers with a connection of their own."""
         task: Task = self._task.s()
         return self.huey.storage.queue_key, self.huey.serialize_task(task)

@@ -40,6 +40,7 @@ TICK_WAIT_SECONDS = Histogram(
     "From the moment a run was due to the moment a worker claimed it.",
     buckets=LATENCY_BUCKETS_S,
 )
+RATES_UNCHECKED = Counter("plimsoll_rates_unchecked_total", "Requests let through because Redis did not answer.")
 QUOTA_REFUSALS = Counter("plimsoll_quota_refusals_total", "Requests refused by a rate or a cap.", ["limit"])
 
 

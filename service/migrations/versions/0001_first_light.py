@@ -103,7 +103,7 @@ def upgrade() -> None:
         sa.Column("workspace_id", sa.Uuid, sa.ForeignKey("workspaces.workspace_id"), primary_key=True),
         sa.Column("key", sa.Text, primary_key=True),
         sa.Column("body_hash", sa.LargeBinary, nullable=False),
-        sa.Column("run_id", sa.Uuid, sa.ForeignKey("runs.run_id"), nullable=False),
+        sa.Column("run_id", sa.Uuid, nullable=False),
         sa.Column("created_at", _Instant, nullable=False),
     )
 
