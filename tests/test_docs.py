@@ -192,9 +192,3 @@ def test_the_architecture_page_names_every_module() -> None:
         and f"`{relative(path)}`" not in page
     ]
     assert unnamed == [], "say in docs/architecture.md what each of these owns"
-
-
-def test_the_architecture_page_names_no_file_that_does_not_exist() -> None:
-    page = text_of(ROOT / "docs/architecture.md")
-    named = re.findall(r"`((?:service|harness|notebooks|data|tests)/[\w/.-]+)`", page)
-    assert [name for name in named if not (ROOT / name).exists()] == []
