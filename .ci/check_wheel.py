@@ -58,11 +58,12 @@ def differences(wheel: Path, expected: dict[str, bytes]) -> list[str]:
     )
 
 
-def run(*command: str | Path, cwd: Path) -> None:
-    """Run a command and end this script with its code when it fails."""
-    code = subprocess.run(command, cwd=cwd, check=False).returncode
-    if code:
-        sys.exit(f"wheel: {command[0]} ended with {code}")
+def run(*command: str | Path, cwd: Path) -> str:
+    """Return what a command prints; end this script with what it said when it fails."""
+    done = subprocess.run(command, cwd=cwd, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        sys.exit(f"{done.stdout}wheel: {command[0]} ended with {done.returncode}")
+    return done.stdout
 
 
 def main() -> None:
@@ -97,9 +98,10 @@ def main() -> None:
             "--no-index",
         )
         run(*pip, wheel, cwd=home)
-        run(python, "-I", "-W", "error", "-c", IMPORT_ALL, *packages, cwd=home)
+        print(run(python, "-I", "-W", "error", "-c", IMPORT_ALL, *packages, cwd=home), end="")
         for command in commands:
             run(home / "bin" / command, "--help", cwd=home)
+    print(f"wheel: {wheel.relative_to(ROOT)} is whole; {' and '.join(commands)} answer")
 
 
 if __name__ == "__main__":
