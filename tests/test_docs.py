@@ -187,7 +187,7 @@ def test_the_architecture_page_names_every_module() -> None:
         relative(path)
         for path in tree()
         if path.relative_to(ROOT).parts[0] in ("service", "harness", "notebooks")
-        and path.name != "__init__.py"
+        and path.name not in ("__init__.py", "py.typed")
         and "migrations" not in path.parts
         and f"`{relative(path)}`" not in page
     ]
