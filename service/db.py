@@ -51,7 +51,14 @@ class Database:
             connect_args={
                 "timeout": 5,
                 "command_timeout": 30,
-                "server_settings": {"timezone": "UTC", "application_name": "plimsoll", "jit": "off"},
+                "server_settings": {
+                    "timezone": "UTC",
+                    "application_name": "plimsoll",
+                    "jit": "off",
+                    # Every statement reads by an index. Plans are kept, and one made while a table was small would
+                    # go on scanning it when it has grown.
+                    "enable_seqscan": "off",
+                },
             },
         )
 
