@@ -10,9 +10,6 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.announce import Announcer
+from service.announce import Announcer, connect_redis
 from service.api.operations import Operations
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
 from service.api.sight import Sight
@@ -54,8 +51,20 @@ def create_app(settings: Settings) -> Starlette:
     workspaces = Workspaces(database)
     operations = Operations(database, client)
 
-    def route(method: str, path: str, endpoint: Endpoint, role: Role | None, body: type | None = None) -> Route:
-        return Route(path, Operation(path, endpoint, callers, role, body), methods=[method])
+    def route(
+        method: str,
+        path: str,
+        endpoint: Endpoint,
+        role: Role | None,
+        body: type | None = None,
+        *,
+        installation: bool = False,
+    ) -> Route:
+        operation = Operation(path, endpoint, callers, role, body, installation=installation)
+        return Route(path, operation, methods=[method])
+
+    def administration(method: str, path: str, endpoint: Endpoint, body: type) -> Route:
+        return route(method, path, endpoint, Role.ADMIN, body, installation=True)
 
     # The busiest first: the table is searched from the top.
     table = [
@@ -65,10 +74,10 @@ def create_app(settings: Settings) -> Starlette:
         route("GET", "/api/runs/", runs.list, Role.VIEWER),
         route("GET", "/api/runs/{run_id}/", runs.get, Role.VIEWER),
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
-        route("POST", "/api/workspaces/", workspaces.create, Role.ADMIN, WorkspaceBody),
-        route("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, Role.ADMIN, WorkspacePatch),
-        route("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, Role.ADMIN, AgentBody),
-        route("POST", "/api/workspaces/{workspace_id}/tokens/", workspaces.create_token, Role.ADMIN, TokenBody),
+        administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
+        administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
+        administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),
+        administration("POST", "/api/workspaces/{workspace_id}/tokens/", workspaces.create_token, TokenBody),
         route("GET", "/livez", operations.livez, None),
         route("GET", "/readyz", operations.readyz, None),
         route("GET", "/metrics", operations.metrics, None),
@@ -100,13 +109,6 @@ def create_app(settings: Settings) -> Starlette:
 def from_environment() -> Starlette:
     """Build the application from the environment: the factory that uvicorn is given."""
     return create_app(Settings.from_environment())
-
-
-def connect_redis(url: str) -> redis.asyncio.Redis:
-    """Open a pool whose calls fail fast: whoever calls Redis here can go on without it."""
-    return redis.asyncio.from_url(
-        url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 1), protocol=2
-    )
 
 
 class Boundary:

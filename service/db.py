@@ -51,7 +51,14 @@ class Database:
             connect_args={
                 "timeout": 5,
                 "command_timeout": 30,
-                "server_settings": {"timezone": "UTC", "application_name": "plimsoll", "jit": "off"},
+                "server_settings": {
+                    "timezone": "UTC",
+                    "application_name": "plimsoll",
+                    "jit": "off",
+                    # Every statement reads by an index. Plans are kept, and one made while a table was small would
+                    # go on scanning it when it has grown.
+                    "enable_seqscan": "off",
+                },
             },
         )
 
@@ -84,6 +91,14 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, (InterfaceError, OperationalError)):
         return True
     return isinstance(error, (ConnectionError, TimeoutError, OSError))
+
+
+def cannot_be_stored(error: DBAPIError) -> bool:
+    """Tell whether PostgreSQL refused the values themselves.
+
+    Source: PostgreSQL manual, appendix A: class 22 is "data exception", class 54 "program limit exceeded".
+    """
+    return str(getattr(error.orig, "sqlstate", None))[:2] in ("22", "54")
 
 
 def migrate(database_url: str) -> None:

@@ -33,13 +33,6 @@ ANNOUNCEMENTS_LOST = Counter(
     "plimsoll_announcements_lost_total",
     "Publications and rings that Redis did not take; the sweeper makes up for them.",
 )
-TICKS = Counter("plimsoll_ticks_total", "Worker turns that advanced a run.")
-FENCED_TICKS = Counter("plimsoll_ticks_fenced_total", "Worker turns thrown away because another worker had the run.")
-TICK_WAIT_SECONDS = Histogram(
-    "plimsoll_tick_wait_seconds",
-    "From the moment a run was due to the moment a worker claimed it.",
-    buckets=LATENCY_BUCKETS_S,
-)
 RATES_UNCHECKED = Counter("plimsoll_rates_unchecked_total", "Requests let through because Redis did not answer.")
 QUOTA_REFUSALS = Counter("plimsoll_quota_refusals_total", "Requests refused by a rate or a cap.", ["limit"])
 

@@ -18,7 +18,7 @@ from service.api.wire import RUN_JSON
 from service.commits import Commits, Create, Spawn
 from service.db import Database
 from service.errors import Invalid, NotFound
-from service.exchange import Answer, Exchange, answer_json, field_headers
+from service.exchange import Answer, Exchange, answer_json, field_headers, refuse_nul
 from service.families import cancel_run
 from service.quota.inforce import Quotas
 from service.quota.limits import Limit
@@ -33,6 +33,9 @@ DEFAULT_PAGE, LARGEST_PAGE = 50, 200
 """Runs in one page of a list."""
 
 
+EMPTY_OBJECT = msgspec.Raw(b"{}")
+
+
 class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of POST /api/runs/."""
 
@@ -40,7 +43,7 @@ class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     agent_id: uuid.UUID
     input_text: str | None = None
     channel: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: msgspec.Raw = EMPTY_OBJECT
     expected_subruns: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
     max_wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
 
@@ -53,7 +56,7 @@ class SpawnOptions(msgspec.Struct, forbid_unknown_fields=True):
     timeout_seconds: float | None = None
     failure_policy: str = "FAIL_FAST"
     group_id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: msgspec.Raw = EMPTY_OBJECT
 
 
 class SpawnBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -118,7 +121,7 @@ class Runs:
                 body.agent_id,
                 body.input_text or "",
                 body.channel or "",
-                body.metadata or {},
+                _metadata(body.metadata, "metadata"),
                 body.expected_subruns,
                 body.max_wait_seconds,
                 quota,
@@ -154,7 +157,7 @@ class Runs:
                 facts.workspace_id,
                 facts.agent_id,
                 exchange.body.input_text or "",
-                options.metadata or {},
+                _metadata(options.metadata, "options.metadata"),
                 options.group_id,
                 quota,
             )
@@ -237,6 +240,22 @@ class Runs:
                 known = (await self._agents.find(connection, {agent_id})).get(agent_id)
         if known is None or known[0] != workspace_id:
             raise NotFound("no such agent")
+
+
+def _metadata(raw: msgspec.Raw, field: str) -> msgspec.Raw:
+    """Return the caller's metadata as it was written; raises Invalid unless it is an object that can be stored."""
+    text_ = bytes(raw).strip()
+    if text_ == b"null":
+        return EMPTY_OBJECT
+    if not text_.startswith(b"{"):
+        raise Invalid(field, "expected an object")
+    try:
+        text_.decode()
+    except UnicodeDecodeError:
+        raise Invalid(field, "is not valid UTF-8") from None
+    if b"\\u0000" in text_:
+        refuse_nul(msgspec.json.decode(text_), field)
+    return raw
 
 
 def _require_supported(options: SpawnOptions) -> SpawnOptions:
