@@ -55,7 +55,7 @@ class LoopLag:
     """How late the event loop wakes: a heartbeat on a fixed grid, the worst of the time since it was last taken."""
 
     def __init__(self) -> None:
-        self._worst_s = 0.0
+        self._worst_s: float | None = None
 
     async def watch(self) -> None:
         """Beat until cancelled."""
@@ -64,12 +64,12 @@ class LoopLag:
         while True:
             due = max(due + HEARTBEAT_S, loop.time())
             await asyncio.sleep(due - loop.time())
-            self._worst_s = max(self._worst_s, loop.time() - due)
+            self._worst_s = max(self._worst_s or 0.0, loop.time() - due)
 
-    def take_ms(self) -> float:
-        """Return the worst lateness since the last call, in milliseconds."""
-        worst_s, self._worst_s = self._worst_s, 0.0
-        return worst_s * 1e3
+    def take_ms(self) -> float | None:
+        """Return the worst lateness since the last call, in milliseconds; None when it did not beat since."""
+        worst_s, self._worst_s = self._worst_s, None
+        return None if worst_s is None else worst_s * 1e3
 
 
 @contextlib.contextmanager
