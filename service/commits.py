@@ -33,7 +33,7 @@ from service.db import Base, Database, cannot_be_stored, is_outage, rows
 from service.errors import ApiError, IllegalState, InFlight, Invalid, NotFound, Unavailable
 from service.events import APPEND_EVENTS, EventType, NewEvent
 from service.grouping import Grouping
-from service.quota.caps import Held, lock_and_count
+from service.quota.caps import COUNT, LOCK, Held, lock_and_count
 from service.quota.limits import Quota
 from service.runs import FINAL, Instant, RunStatus, StepKind, new_id
 from service.telemetry import DB_WRITE_SECONDS, GROUP_SIZE
@@ -156,6 +156,17 @@ WRITE_CREATES_AND_SPAWNS = text(f"""
     )
     SELECT now()
 """)  # noqa: S608 - constants
+
+
+NO_ROWS = "[]"
+WARM_UP: list[tuple[TextClause, dict[str, Any]]] = [
+    (WRITE_CREATES, {"runs": NO_ROWS, "events": NO_ROWS}),
+    (WRITE_CREATES_AND_SPAWNS, {"runs": NO_ROWS, "events": NO_ROWS, "steps": NO_ROWS, "parents": NO_ROWS}),
+    (LOCK_PARENTS, {"ids": []}),
+    (LOCK, {"ids": []}),
+    (COUNT, {"ids": []}),
+]
+"""The statements of a group with nothing in it, to prepare them before the first request (`Database.warm`)."""
 
 
 class _Plan:
