@@ -11,7 +11,7 @@ import pytest
 
 from harness import target as targets
 from harness.errors import BadUsage, StackFailed
-from harness.target import Target, named_target, own_stack
+from harness.target import named_target, own_stack
 
 UP = """
 import os, signal, subprocess, sys, time
@@ -88,15 +88,25 @@ def test_a_stack_that_fails_to_start_is_reported_with_its_last_lines(tmp_path: P
         raise AssertionError("it must not become ready")
     assert failed.value.last_lines == ["first", "PostgreSQL did not start: no space left"]
     assert str(failed.value) == (
-        "the embedded stack ended before it was ready (exit code 3); its last lines were:"
-        " first | PostgreSQL did not start: no space left"
+        f"the embedded stack ended before it was ready (exit code 3), see {tmp_path / 'harness-1.log'};"
+        " its last lines were: first | PostgreSQL did not start: no space left"
     )
+
+
+def test_a_stack_that_ends_by_itself_is_noticed(tmp_path: Path) -> None:
+    with own_stack(tmp_path, script(UP)) as target:
+        target.check()
+        [process] = [psutil.Process(pid) for pid in target.pids() if psutil.Process(pid).ppid() == os.getpid()]
+        process.terminate()
+        psutil.wait_procs([process], timeout=10)
+        with pytest.raises(StackFailed, match=r"^the embedded stack ended by itself \(exit code .*\), see "):
+            target.check()
 
 
 def test_a_stack_that_is_not_ready_in_time_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "START_TIMEOUT_S", 0.05)
     silent = script("import time; time.sleep(600)")
-    with pytest.raises(StackFailed, match=r"^the embedded stack was not ready after 0\.05 s$"):
+    with pytest.raises(StackFailed, match=r"^the embedded stack was not ready after 0\.05 s, see "):
         own_stack(tmp_path, silent).__enter__()
 
 
@@ -138,8 +148,9 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_mend(tmp_path: Path
 
 def test_a_named_service_is_used_as_it_is() -> None:
     target = named_target("http://host:8000/", "token")
-    assert target == Target("http://host:8000", "token", set, embedded=False)
+    assert (target.url, target.token, target.embedded) == ("http://host:8000", "token", False)
     assert (target.name, target.pids()) == ("http://host:8000", set())
+    target.check()  # whether it is there is for the samples to tell
 
 
 @pytest.mark.parametrize(
