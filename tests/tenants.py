@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 from sqlalchemy import text
 
 from service.announce import Announcer, connect_redis
@@ -16,6 +17,8 @@ from service.db import Database
 from service.doorbell import Doorbell
 from service.quota.limits import LIFTED
 from service.workspaces import create_agent, create_workspace
+
+NO_METADATA = msgspec.Raw(b"{}")
 
 
 class Tenant:
@@ -39,7 +42,14 @@ class Tenant:
     ) -> uuid.UUID:
         """Accept one run; it is due at once."""
         create = Create(
-            self.workspace_id, agent_id or self.agent_id, "", "test", {}, expected_subruns, max_wait_seconds, LIFTED
+            self.workspace_id,
+            agent_id or self.agent_id,
+            "",
+            "test",
+            NO_METADATA,
+            expected_subruns,
+            max_wait_seconds,
+            LIFTED,
         )
         return (await self._commits.submit(create)).run_id
 
@@ -50,7 +60,13 @@ class Tenant:
     async def spawn(self, parent_run_id: uuid.UUID, agent_id: uuid.UUID | None = None) -> uuid.UUID:
         """Accept a subrun; it is due at once. Raises IllegalState when the parent has ended."""
         spawn = Spawn(
-            parent_run_id, self.workspace_id, agent_id or self.agent_id, "", {}, f"group of {parent_run_id}", LIFTED
+            parent_run_id,
+            self.workspace_id,
+            agent_id or self.agent_id,
+            "",
+            NO_METADATA,
+            f"group of {parent_run_id}",
+            LIFTED,
         )
         return (await self._commits.submit(spawn)).run_id
 
