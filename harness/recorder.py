@@ -1,0 +1,428 @@
+"""Writes a sample set so that a killed harness loses at most the last second, and recording costs next to nothing.
+
+On the hot path a request is packed into a preallocated buffer (`SampleBuffer`): numbers only, no dict, no object kept.
+Every `FLUSH_INTERVAL_S` the caller takes what gathered (`collect`, on the event loop) and writes it (`write`, in a
+thread, where Arrow lets go of the interpreter).
+
+On disk each table has closed files and one open file. The open file is rewritten whole under a temporary name and
+renamed over the old one, so at every instant each file is complete Parquet and no row is in two of them. At `PART_ROWS`
+it is closed: hashed, listed in the manifest, never touched again. Runs and resources are merged into one file at the
+end. The manifest says `complete: true` only after everything else is on disk. `sampleset` reads all this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import struct
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from harness import machine
+from harness.errors import BadUsage
+from harness.sample import Endpoint, Mode, Outcome, ResourceSample, RunRecord, Sample, arrow_schema
+from harness.sampleset import (
+    MANIFEST,
+    WHOLE_KEY,
+    Clock,
+    Instant,
+    Manifest,
+    SampleSetError,
+    Source,
+    read_manifest,
+    sha256_of,
+)
+
+FLUSH_INTERVAL_S = 0.5  # half of what a kill may cost, so that a slow disk has the other half
+PART_ROWS = 20_000  # rewriting so many rows takes some 20 ms of a thread
+UNKNOWN = -1  # an instant, status, size or connection that is not known, inside the buffer; null on disk
+NAN = float("nan")  # the same for a duration
+
+_ENDPOINTS = list(Endpoint)
+_OUTCOMES = list(Outcome)
+ENDPOINT_CODE = {endpoint: code for code, endpoint in enumerate(_ENDPOINTS)}
+OUTCOME_CODE = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
+
+# One row of the buffer, packed without padding. A test keeps the two descriptions in step.
+_PACK = struct.Struct("<qBBdiiqqqqhBiddddqi")
+_DTYPE = np.dtype(
+    [
+        ("run", "<i8"), ("child", "u1"), ("endpoint", "u1"), ("level", "<f8"), ("trial", "<i4"), ("worker", "<i4"),
+        ("intended", "<i8"), ("sent", "<i8"), ("first_byte", "<i8"), ("done", "<i8"), ("status", "<i2"),
+        ("outcome", "u1"), ("error", "<i4"), ("db", "<f8"), ("quota", "<f8"), ("publish", "<f8"), ("app", "<f8"),
+        ("bytes", "<i8"), ("connection", "<i4"),
+    ]
+)  # fmt: skip
+_CHUNK_ROWS = 4_096
+
+
+def run_key(run: int, child: int = 0) -> str:
+    """Name the run numbered `run` from 1, or its child numbered `child` from 1: "17", "17.2"."""
+    return f"{run}.{child}" if child else str(run)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows taken from the buffer: packed chunks and the error texts they point into."""
+
+    chunks: list[tuple[bytearray, int]]  # bytes, rows used
+    errors: list[str]
+
+
+class SampleBuffer:
+    """Packs requests into preallocated memory. Not for two threads at once."""
+
+    def __init__(self) -> None:
+        self.rows = 0  # ever appended
+        self._start_batch()
+
+    def _start_batch(self) -> None:
+        self._chunks: list[tuple[bytearray, int]] = []
+        self._errors: dict[str, int] = {}
+        self._chunk = bytearray(_CHUNK_ROWS * _PACK.size)
+        self._used = 0
+
+    def append(
+        self,
+        run: int,
+        child: int,  # 0 for the run itself, else its child
+        endpoint: Endpoint,
+        level: float,  # NAN when the mode has no level
+        trial: int,
+        worker: int,
+        intended_at_ns: int,
+        sent_at_ns: int,
+        first_byte_at_ns: int,
+        done_at_ns: int,
+        status: int,
+        outcome: Outcome,
+        error: str | None,
+        timing: tuple[float, float, float, float],  # db, quota, publish, app in ms
+        response_bytes: int,
+        connection_id: int,
+    ) -> None:
+        """Add one request. Unknown integers are UNKNOWN, unknown durations NAN."""
+        if self._used == _CHUNK_ROWS:
+            self._chunks.append((self._chunk, self._used))
+            self._chunk, self._used = bytearray(_CHUNK_ROWS * _PACK.size), 0
+        code = UNKNOWN if error is None else self._errors.setdefault(error, len(self._errors))
+        _PACK.pack_into(
+            self._chunk, self._used * _PACK.size,
+            run, child, ENDPOINT_CODE[endpoint], level, trial, worker,
+            intended_at_ns, sent_at_ns, first_byte_at_ns, done_at_ns, status, OUTCOME_CODE[outcome], code,
+            *timing, response_bytes, connection_id,
+        )  # fmt: skip
+        self._used += 1
+        self.rows += 1
+
+    def take(self) -> Batch:
+        """Return what was appended since the last call and start afresh."""
+        chunks = [*self._chunks, (self._chunk, self._used)] if self._used else self._chunks
+        batch = Batch(chunks, list(self._errors))
+        if chunks:
+            self._start_batch()
+        return batch
+
+
+def _integers(values: np.ndarray[Any, Any]) -> pa.Array:
+    wide = values.astype(np.int64)
+    return pa.array(wide, mask=wide == UNKNOWN)
+
+
+def _floats(values: np.ndarray[Any, Any]) -> pa.Array:
+    return pa.array(np.ascontiguousarray(values), mask=np.isnan(values))
+
+
+def _elapsed_ms(rows: np.ndarray[Any, Any], since: str) -> pa.Array:
+    """Return done − since in milliseconds, null where either is unknown."""
+    known = (rows["done"] != UNKNOWN) & (rows[since] != UNKNOWN)
+    return pa.array((rows["done"] - rows[since]) / 1e6, mask=~known)
+
+
+def _codes(values: np.ndarray[Any, Any], names: Sequence[str]) -> pa.Array:
+    plain = pa.array([str(name) for name in names], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(values.astype(np.int8)), plain)
+
+
+def _run_keys(rows: np.ndarray[Any, Any]) -> pa.Array:
+    """Build `run_key` of every row without a Python loop."""
+    run = pc.cast(pa.array(np.ascontiguousarray(rows["run"])), pa.string())
+    child = pa.array(rows["child"].astype(np.int64))
+    both = pc.binary_join_element_wise(run, pc.cast(child, pa.string()), ".")
+    return pc.if_else(pc.equal(child, 0), run, both)
+
+
+def _sample_table(batch: Batch, mode: Mode, scenario: str, schema: pa.Schema) -> pa.Table:
+    """Turn packed rows into the columns of `sample.Sample`."""
+    parts = [np.frombuffer(chunk, _DTYPE, used) for chunk, used in batch.chunks]
+    rows = np.concatenate(parts) if parts else np.empty(0, _DTYPE)
+    errors = pa.array(batch.errors, pa.string())
+    zeros = np.zeros(len(rows), np.int8)
+    columns = {
+        "run_key": _run_keys(rows),
+        "scenario": pc.cast(_codes(zeros, [scenario]), pa.string()),
+        "endpoint": _codes(rows["endpoint"], _ENDPOINTS),
+        "mode": _codes(zeros, [mode]),
+        "level": _floats(rows["level"]),
+        "trial": _integers(rows["trial"]),
+        "worker": _integers(rows["worker"]),
+        "intended_at_ns": _integers(rows["intended"]),
+        "sent_at_ns": _integers(rows["sent"]),
+        "first_byte_at_ns": _integers(rows["first_byte"]),
+        "done_at_ns": _integers(rows["done"]),
+        "latency_ms": _elapsed_ms(rows, "intended"),
+        "service_ms": _elapsed_ms(rows, "sent"),
+        "status": _integers(rows["status"]),
+        "outcome": _codes(rows["outcome"], _OUTCOMES),
+        "error": errors.take(_integers(rows["error"])),
+        "server_db_ms": _floats(rows["db"]),
+        "server_quota_ms": _floats(rows["quota"]),
+        "server_publish_ms": _floats(rows["publish"]),
+        "server_app_ms": _floats(rows["app"]),
+        "response_bytes": _integers(rows["bytes"]),
+        "connection_id": _integers(rows["connection"]),
+    }
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _row_table(rows: Sequence[object], schema: pa.Schema) -> pa.Table:
+    """Turn row dataclasses into columns."""
+    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _write_parquet(table: pa.Table, file: Path) -> None:
+    """Write the file whole under a temporary name, then rename it into place."""
+    hidden = file.with_name(f".{file.name}.tmp")
+    integers = [field.name for field in table.schema if pa.types.is_int64(field.type)]
+    floats = [field.name for field in table.schema if pa.types.is_float64(field.type)]
+    repeated = [name for name in table.schema.names if name not in {*integers, *floats}]
+    pq.write_table(
+        table,
+        hidden,
+        compression="zstd",
+        use_dictionary=repeated,
+        column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED")
+        | dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+    )
+    os.replace(hidden, file)
+
+
+class _TableFiles:
+    """One table of the set on disk: closed files with their hashes, and one open file."""
+
+    def __init__(self, folder: Path, stem: str, schema: pa.Schema, *, ends_as_one: bool) -> None:
+        self.closed: dict[str, str] = {}
+        self._folder = folder
+        self._stem = stem
+        self._schema = schema
+        self._ends_as_one = ends_as_one
+        self._open = schema.empty_table()
+        self._write_open(self._open)
+
+    def _open_name(self) -> str:
+        return f"{self._stem}.parquet" if self._ends_as_one else self._part_name()
+
+    def _part_name(self) -> str:
+        return f"{self._stem}-{len(self.closed) + 1:05d}.parquet"
+
+    def _write_open(self, table: pa.Table) -> None:
+        _write_parquet(table, self._folder / self._open_name())
+
+    def extend(self, table: pa.Table, passing: pa.Table | None = None) -> None:
+        """Add rows; `passing` rows are written too, and replaced at the next call (runs that are still live)."""
+        if len(table):
+            self._open = pa.concat_tables([self._open, table]).combine_chunks()
+        elif passing is None:
+            return
+        self._write_open(self._open if passing is None else pa.concat_tables([self._open, passing]))
+        if len(self._open) >= PART_ROWS and not (passing is not None and len(passing)):
+            self._close_part()
+
+    def _close_part(self) -> None:
+        name = self._part_name()
+        os.replace(self._folder / self._open_name(), self._folder / name)
+        self.closed[name] = sha256_of(self._folder / name)
+        self._open = self._schema.empty_table()
+        self._write_open(self._open)
+
+    def finish(self) -> dict[str, str]:
+        """Bring the table into its final files and return each with its hash."""
+        name = self._open_name()
+        if not self._ends_as_one:
+            if self.closed and not len(self._open):
+                (self._folder / name).unlink()  # the last part was just closed: no empty one after it
+                return self.closed
+            return self.closed | {name: sha256_of(self._folder / name)}
+        if self.closed:
+            self._merge(self._folder / name)
+        return {name: sha256_of(self._folder / name)}
+
+    def _merge(self, whole: Path) -> None:
+        """Join all parts into one file, a row group each. The mark on it makes parts that a kill left behind harmless."""
+        hidden = whole.with_name(f".{whole.name}.tmp")
+        schema = self._schema.with_metadata({**self._schema.metadata, WHOLE_KEY: b"true"})
+        with pq.ParquetWriter(hidden, schema, compression="zstd") as writer:
+            for part in [*self.closed, whole.name]:
+                table = pq.read_table(self._folder / part, partitioning=None).cast(schema)
+                writer.write_table(table)
+        os.replace(hidden, whole)
+        for part in self.closed:
+            (self._folder / part).unlink()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Collected:
+    """What gathered since the last collection, ready to be written by a thread."""
+
+    batch: Batch
+    runs: list[RunRecord]
+    live: list[RunRecord]
+    resources: list[ResourceSample]
+    planned_requests: int
+    at: Instant
+
+
+class Recorder:
+    """Writes one sample set. `plan`, `samples`, `add_*` and `collect` belong to the event loop, `write` to any one thread."""
+
+    def __init__(self, root: Path, mode: Mode, scenario: str, parameters: dict[str, Any]) -> None:
+        """Make the folder and its first, empty files; raises BadUsage when that is not possible."""
+        self.samples = SampleBuffer()
+        self.planned_requests = 0
+        self.live_runs: Callable[[], Iterable[RunRecord]] = tuple  # asked at each collection
+        self._runs: list[RunRecord] = []
+        self._resources: list[ResourceSample] = []
+        self._mode, self._scenario = mode, scenario
+        commit, now = machine.commit(), _now()
+        identity = uuid.uuid4().hex
+        self._manifest = Manifest(
+            measurement_id=identity,
+            mode=mode,
+            parameters=parameters,
+            planned_requests=0,
+            attempt=1 + _earlier_attempts(root, mode, parameters, commit),
+            commit=commit,
+            versions=machine.versions(),
+            machine=machine.machine(),
+            quota_revision=None,
+            clock=Clock(now, now),
+            files={},
+            complete=False,
+            source=Source(),
+        )
+        began = datetime.datetime.fromtimestamp(now.wall_ns / 1e9, datetime.UTC)
+        stamp = f"{began:%Y%m%dT%H%M%S}.{began.microsecond // 1000:03d}Z"
+        self.path = root / f"{stamp}-{mode}-{identity[:8]}"
+        self._sample_schema = arrow_schema(Sample, identity)
+        self._run_schema = arrow_schema(RunRecord, identity)
+        self._resource_schema = arrow_schema(ResourceSample, identity)
+        try:
+            self.path.mkdir(parents=True)
+            self._write_manifest()
+            self._sample_files = _TableFiles(self.path, "samples", self._sample_schema, ends_as_one=False)
+            self._run_files = _TableFiles(self.path, "runs", self._run_schema, ends_as_one=True)
+            self._resource_files = _TableFiles(
+                self.path, "resources", self._resource_schema, ends_as_one=True
+            )
+        except OSError as fault:
+            raise unwritable(root, fault) from None
+
+    def plan(self, requests: int) -> None:
+        """Count requests that are about to be made, or would have been: each must get its row."""
+        self.planned_requests += requests
+
+    def add_run(self, record: RunRecord) -> None:
+        """Add a run that has ended for the harness."""
+        self._runs.append(record)
+
+    def add_resources(self, row: ResourceSample) -> None:
+        """Add one second of the machine."""
+        self._resources.append(row)
+
+    def collect(self) -> Collected:
+        """Take what gathered; cheap, on the event loop."""
+        runs, self._runs = self._runs, []
+        resources, self._resources = self._resources, []
+        live = list(self.live_runs())
+        return Collected(self.samples.take(), runs, live, resources, self.planned_requests, _now())
+
+    def write(self, collected: Collected) -> None:
+        """Bring what was collected to disk. One call at a time, in order."""
+        table = _sample_table(collected.batch, self._mode, self._scenario, self._sample_schema)
+        self._sample_files.extend(table)
+        live = _row_table(collected.live, self._run_schema)
+        self._run_files.extend(_row_table(collected.runs, self._run_schema), live)
+        self._resource_files.extend(_row_table(collected.resources, self._resource_schema))
+        closed = self._sample_files.closed | self._run_files.closed | self._resource_files.closed
+        self._manifest = dataclasses.replace(
+            self._manifest,
+            planned_requests=collected.planned_requests,
+            clock=Clock(self._manifest.clock.start, collected.at),
+            files=closed,
+        )
+        self._write_manifest()
+
+    def finish(self, *, complete: bool) -> Manifest:
+        """Write the rest and the final manifest. `complete` means that the whole plan was carried out."""
+        self.write(self.collect())
+        files = self._sample_files.finish() | self._run_files.finish() | self._resource_files.finish()
+        self._manifest = dataclasses.replace(self._manifest, files=files, complete=complete)
+        self._write_manifest()
+        return self._manifest
+
+    def discard(self) -> None:
+        """Remove a set for which no request was ever planned."""
+        for file in self.path.iterdir():
+            file.unlink()
+        self.path.rmdir()
+
+    def _write_manifest(self) -> None:
+        hidden = self.path / f".{MANIFEST}.tmp"
+        hidden.write_bytes(msgspec.json.format(msgspec.json.encode(self._manifest), indent=2))
+        os.replace(hidden, self.path / MANIFEST)
+
+
+def require_writable(root: Path) -> None:
+    """Raise BadUsage when a sample set cannot be written under `root`; called before any load is made."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as fault:
+        raise unwritable(root, fault) from None
+
+
+def unwritable(root: Path, fault: OSError) -> BadUsage:
+    """Name the folder and the mend."""
+    return BadUsage(
+        f"cannot write samples to {root} ({fault.strerror}): give --out a folder that can be written"
+    )
+
+
+def _now() -> Instant:
+    return Instant(time.monotonic_ns(), time.time_ns())
+
+
+def _earlier_attempts(root: Path, mode: Mode, parameters: dict[str, Any], commit: str | None) -> int:
+    """Count the sets that already asked the same of the same commit: repeating until it passes must show."""
+    same = 0
+    plain = msgspec.to_builtins(parameters)
+    for file in root.glob(f"*-{mode}-*/{MANIFEST}"):
+        try:
+            earlier = read_manifest(file.parent)
+        except SampleSetError:
+            continue  # a broken neighbour is refused by whoever reads it, not by who writes beside it
+        same += (earlier.mode, earlier.parameters, earlier.commit) == (mode, plain, commit)
+    return same

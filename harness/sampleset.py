@@ -1,0 +1,265 @@
+"""Reads a sample set: a folder with the rows of one measurement and the manifest that vouches for them.
+
+    data/samples/<utc>-<mode>-<id>/
+        manifest.json           what was asked for, on which machine, and the hash of every closed file
+        samples-00001.parquet   one row per planned request, in parts (`sample.Sample`)
+        runs.parquet            one row per agent run (`sample.RunRecord`)
+        resources.parquet       one row per second (`sample.ResourceSample`)
+
+This page refuses what cannot be trusted file by file: unreadable, altered, of another measurement, of an unknown
+schema. Whether the *measurement* can be trusted is `analysis/validity`. `recorder` writes what is read here.
+
+A set whose manifest says `complete: false` (a killed harness, or one still at work) is readable all the same: its
+closed files are vouched for by hash, the open ones only by their own Parquet footers and measurement id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.errors import ExitCode, HarnessError
+from harness.sample import SCHEMA_VERSION, ResourceSample, RunRecord, Sample, arrow_schema
+
+MANIFEST = "manifest.json"
+VERSION_KEY = b"plimsoll.schema_version"
+MEASUREMENT_KEY = b"plimsoll.measurement_id"
+WHOLE_KEY = (
+    b"plimsoll.whole"  # set on a runs.parquet or resources.parquet into which all of its parts were merged
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Instant:
+    """One moment by both clocks, so that monotonic stamps can be placed in time."""
+
+    monotonic_ns: int  # the clock of every *_at_ns column
+    wall_ns: int  # UTC, since 1970
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clock:
+    """When the measurement began and ended; a step of the wall clock in between shows as a difference."""
+
+    start: Instant
+    end: Instant  # of an incomplete set: when the manifest was last written
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """Which tool made the rows."""
+
+    tool: str = "plimsoll"
+    cannot_know: tuple[str, ...] = ()  # columns an imported tool has no way to tell
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What was asked for and what vouches for the files. Never holds a secret."""
+
+    measurement_id: str  # also in the metadata of every file
+    mode: str  # one of sample.Mode
+    parameters: dict[str, Any]  # the plan in full, so that it can be repeated
+    planned_requests: int  # rows there must be when complete
+    attempt: int  # from 1: how often these parameters were measured on this commit in this folder
+    commit: str | None  # of this checkout, "-dirty" when files were changed; null outside a checkout
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    quota_revision: int | None  # in force during the measurement; null when the service does not tell
+    clock: Clock
+    files: dict[str, str]  # name: sha256 in hex; while incomplete, the closed files only
+    complete: bool  # false until every planned request has its row
+    source: Source
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SampleSet:
+    """One measurement: columns and meaning of the tables are those of the dataclasses in `sample`."""
+
+    path: Path
+    manifest: Manifest
+    samples: pa.Table
+    runs: pa.Table
+    resources: pa.Table
+
+
+class SampleSetError(HarnessError):
+    """A sample set cannot be read. `path` is the set, `name` the file at fault where there is one."""
+
+    def __init__(self, path: Path, text: str, name: str | None = None) -> None:
+        super().__init__(text)
+        self.path = path
+        self.name = name
+
+
+class SampleSetNotFound(SampleSetError):
+    """There is nothing at the path."""
+
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, f"{path} does not exist: give the folder of a sample set")
+
+
+class NoSampleSet(SampleSetError):
+    """The folder exists and holds no sample set."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, f"{path} holds no sample set: make one with `python -m harness run`")
+
+
+class ManifestMissing(SampleSetError):
+    """The folder has no manifest, so nothing vouches for its files."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, f"{path} has no {MANIFEST}: it is no sample set", MANIFEST)
+
+
+class UnreadableFile(SampleSetError):
+    """A file is missing, truncated or not what its name says."""
+
+    def __init__(self, path: Path, name: str, fault: str) -> None:
+        super().__init__(path, f"{path / name} cannot be read: {fault}", name)
+        self.fault = fault
+
+
+class HashMismatch(SampleSetError):
+    """A file is not the one that was recorded."""
+
+    def __init__(self, path: Path, name: str, recorded: str, found: str) -> None:
+        text = f"{path / name} was altered: its sha256 is {found[:12]}…, recorded was {recorded[:12]}…"
+        super().__init__(path, text, name)
+        self.recorded = recorded
+        self.found = found
+
+
+class UnlistedFile(SampleSetError):
+    """A complete set holds rows that its manifest does not know."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(path, f"{path / name} is not listed in {MANIFEST}: it was added afterwards", name)
+
+
+class UnknownSchemaVersion(SampleSetError):
+    """The file's columns may mean something else than this program thinks."""
+
+    def __init__(self, path: Path, name: str, found: str | None) -> None:
+        was = f"schema version {found}" if found else "no schema version"
+        super().__init__(path, f"{path / name} has {was}: this program reads {SCHEMA_VERSION}", name)
+        self.found = found
+
+
+class MixedMeasurements(SampleSetError):
+    """Files of different measurements lie in one folder."""
+
+    def __init__(self, path: Path, name: str, expected: str, found: str | None) -> None:
+        text = f"{path / name} belongs to measurement {found}, the set is {expected}: measurements are mixed"
+        super().__init__(path, text, name)
+        self.expected = expected
+        self.found = found
+
+
+def read_sample_set(path: Path) -> SampleSet:
+    """Read one sample set, complete or not; the caller decides what an incomplete one is worth.
+
+    Raises a SampleSetError that names the file at fault.
+    """
+    manifest = read_manifest(path)
+    names = {entry.name for entry in path.glob("*.parquet")}
+    samples = sorted(name for name in names if name.startswith("samples-"))
+    parts = {
+        Sample: samples or ["samples-00001.parquet"],
+        RunRecord: _single(path, "runs", names),
+        ResourceSample: _single(path, "resources", names),
+    }
+    wanted = {name for part in parts.values() for name in part}
+    if manifest.complete:
+        _refuse_unlisted(path, manifest, wanted)
+    tables = {row: _read_parts(path, manifest, row, part) for row, part in parts.items()}
+    return SampleSet(path, manifest, tables[Sample], tables[RunRecord], tables[ResourceSample])
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of the set at `path`; raises SampleSetNotFound, ManifestMissing or UnreadableFile."""
+    if not path.exists():
+        raise SampleSetNotFound(path)
+    try:
+        return msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ManifestMissing(path) from None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise UnreadableFile(path, MANIFEST, _first_line(fault)) from None
+
+
+def newest_sample_set(root: Path) -> Path:
+    """Return the newest set under `root` by its start (names begin with it); raises NoSampleSet when there is none."""
+    if not root.exists():
+        raise SampleSetNotFound(root)
+    sets = sorted(manifest.parent for manifest in root.glob(f"*/{MANIFEST}"))
+    if not sets:
+        raise NoSampleSet(root)
+    return sets[-1]
+
+
+def sha256_of(file: Path) -> str:
+    """Return the file's sha256 in hex, as the manifest lists it."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _single(path: Path, stem: str, names: set[str]) -> list[str]:
+    """Name the files of a table that ends as one file: its parts while it grows, itself when they were merged."""
+    whole = f"{stem}.parquet"
+    parts = sorted(name for name in names if name.startswith(f"{stem}-"))
+    if whole in names and parts and WHOLE_KEY in _metadata(path, whole):
+        return [whole]
+    return [*parts, whole] if whole in names or not parts else parts
+
+
+def _refuse_unlisted(path: Path, manifest: Manifest, present: set[str]) -> None:
+    for name in sorted(manifest.files.keys() - present):
+        raise UnreadableFile(path, name, "it is listed in the manifest and missing")
+    for name in sorted(present - manifest.files.keys()):
+        if (path / name).exists():
+            raise UnlistedFile(path, name)
+
+
+def _metadata(path: Path, name: str) -> dict[bytes, bytes]:
+    try:
+        return pq.read_schema(path / name).metadata or {}
+    except (OSError, pa.ArrowException) as fault:
+        raise UnreadableFile(path, name, _first_line(fault)) from None
+
+
+def _read_parts(path: Path, manifest: Manifest, row: type, names: list[str]) -> pa.Table:
+    """Read and join the files of one table, each checked: metadata, columns, hash."""
+    expected = arrow_schema(row, manifest.measurement_id)
+    tables = []
+    for name in names:
+        metadata = _metadata(path, name)
+        version, measurement = metadata.get(VERSION_KEY), metadata.get(MEASUREMENT_KEY)
+        if version != str(SCHEMA_VERSION).encode():
+            raise UnknownSchemaVersion(path, name, version and version.decode(errors="replace"))
+        if measurement != manifest.measurement_id.encode():
+            found = measurement and measurement.decode(errors="replace")
+            raise MixedMeasurements(path, name, manifest.measurement_id, found)
+        try:
+            table = pq.read_table(path / name, partitioning=None).cast(expected)
+        except (OSError, ValueError, pa.ArrowException) as fault:
+            raise UnreadableFile(path, name, _first_line(fault)) from None
+        recorded = manifest.files.get(name)
+        if recorded is not None and (found := sha256_of(path / name)) != recorded:
+            raise HashMismatch(path, name, recorded, found)
+        tables.append(table)
+    return pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata(expected.metadata)
+
+
+def _first_line(fault: Exception) -> str:
+    text = fault.strerror if isinstance(fault, OSError) and fault.strerror else str(fault)
+    return text.strip().splitlines()[0] if text.strip() else type(fault).__name__
