@@ -13,7 +13,7 @@ import pandas as pd
 
 from harness.analysis.dependence import Floats, Ints
 from harness.sample import Endpoint, Mode, Outcome
-from harness.samplereader import Manifest
+from harness.sampleset import Manifest
 
 GROUPED_BY_TRIAL = frozenset({Mode.BURST, Mode.BURST_LIMITS})
 """Modes whose runs start together, so that the burst and not the run is what repeats independently."""
@@ -32,7 +32,7 @@ class Dataset:
         """Return the part that was measured in one of these modes."""
         wanted = [mode.value for mode in modes]
         return Dataset(
-            tuple(manifest for manifest in self.manifests if manifest.mode in modes),
+            tuple(manifest for manifest in self.manifests if manifest.mode in wanted),
             self.samples[self.samples["mode"].isin(wanted)],
             self.runs[self.runs["mode"].isin(wanted)],
             self.resources[self.resources["mode"].isin(wanted)],
@@ -49,11 +49,13 @@ def build_dataset(sets: Collection[tuple[Manifest, pd.DataFrame, pd.DataFrame, p
     ordered = sorted(sets, key=lambda one: one[0].measurement_id)
     samples, runs, resources = [], [], []
     for manifest, sample_rows, run_rows, resource_rows in ordered:
-        name = {"measurement_id": manifest.measurement_id, "mode": manifest.mode.value}
+        name = {"measurement_id": manifest.measurement_id, "mode": manifest.mode}
         parents = run_rows.set_index("run_key")["parent_run_key"].dropna().to_dict()
         roots = {key: parents.get(key, key) for key in {*sample_rows["run_key"], *run_rows["run_key"]}}
         samples.append(
-            sample_rows.assign(measurement_id=manifest.measurement_id, root_key=sample_rows["run_key"].map(roots))
+            sample_rows.assign(
+                measurement_id=manifest.measurement_id, root_key=sample_rows["run_key"].map(roots)
+            )
         )
         runs.append(run_rows.assign(**name, root_key=run_rows["run_key"].map(roots)))
         resources.append(resource_rows.assign(**name))
