@@ -53,7 +53,10 @@ class Outcome(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """One planned request and what became of it. Instants are nanoseconds of one monotonic clock; null where unknown."""
+    """One planned request and what became of it.
+
+    Instants are nanoseconds of one monotonic clock; null where unknown.
+    """
 
     run_key: str  # the agent run it belongs to: the same in runs.parquet; unique within a sample set
     scenario: str  # name of the scenario that planned it, e.g. "create-spawn-poll"

@@ -1,0 +1,68 @@
+"""What happens after a commit: its events are published and the workers rung, in one round trip to Redis.
+
+Never before the commit, and never as part of it: Redis may refuse all of this and nothing is lost, because followers
+read the database and the sweeper finds what is due. Refusals are counted, not raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Sequence
+
+import redis.asyncio
+import structlog
+from redis.exceptions import RedisError
+
+from service.doorbell import Doorbell
+from service.events import NewEvent, messages
+from service.telemetry import ANNOUNCEMENTS_LOST
+
+log = structlog.get_logger()
+
+RING_EVERY_S = 0.005
+"""Rings closer together than this are one ring: a worker that is awake drains everything due anyway."""
+
+
+class Announcer:
+    """Publishes events and rings the workers for one process."""
+
+    def __init__(self, client: redis.asyncio.Redis, doorbell: Doorbell) -> None:
+        self._client = client
+        self._queue, self._ring = doorbell.message()
+        self._rung_at = float("-inf")
+        self._late_ring: asyncio.Task[None] | None = None
+
+    async def announce(self, events: Sequence[NewEvent], created_at: dt.datetime, *, due: bool) -> None:
+        """Publish what a commit at `created_at` appended and, when it made a run due, ring. Never raises for Redis."""
+        ring = due and self._may_ring_now()
+        try:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for channel, body in messages(events, created_at):
+                    pipe.publish(channel, body)
+                if ring:
+                    pipe.lpush(self._queue, self._ring)
+                await pipe.execute()
+        except (RedisError, OSError) as fault:
+            ANNOUNCEMENTS_LOST.inc()
+            log.warning("announcement lost; the sweeper will find what is due", fault=str(fault))
+
+    def _may_ring_now(self) -> bool:
+        """Tell whether to ring at once; otherwise make sure that one ring follows at the end of the pause."""
+        loop = asyncio.get_running_loop()
+        wait_s = self._rung_at + RING_EVERY_S - loop.time()
+        if wait_s <= 0:
+            self._rung_at = loop.time()
+            return True
+        if self._late_ring is None or self._late_ring.done():
+            self._late_ring = loop.create_task(self._ring_after(wait_s))
+        return False
+
+    async def _ring_after(self, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
+        self._rung_at = asyncio.get_running_loop().time()
+        try:
+            await self._client.lpush(self._queue, self._ring)
+        except (RedisError, OSError) as fault:
+            ANNOUNCEMENTS_LOST.inc()
+            log.warning("ring lost; the sweeper will find what is due", fault=str(fault))

@@ -1,0 +1,78 @@
+"""For operators: is the process alive, can it serve, and what are its figures."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import redis.asyncio
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.db import Database
+from service.errors import Unavailable
+from service.exchange import Answer, Exchange, answer_json
+
+PROMETHEUS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+
+QUEUE = text("""
+    SELECT count(*) AS depth, coalesce(extract(epoch FROM now() - min(next_tick_at)), 0)::float8 AS oldest_s
+    FROM runs WHERE next_tick_at <= now()
+""")
+
+
+class Operations:
+    """The endpoints on the process itself."""
+
+    def __init__(self, database: Database, client: redis.asyncio.Redis) -> None:
+        self._database = database
+        self._redis = client
+
+    async def livez(self, exchange: Exchange[None]) -> Answer:
+        """Say that the process answers; nothing else is asked."""
+        return answer_json({"status": "ok"})
+
+    async def readyz(self, exchange: Exchange[None]) -> Answer:
+        """Say whether requests can be served: PostgreSQL must answer; without Redis the service goes on, degraded."""
+        asked = time.perf_counter()
+        try:
+            async with self._database.read() as connection:
+                await connection.execute(text("SELECT 1 FROM runs LIMIT 1"))
+        except (SQLAlchemyError, OSError, TimeoutError) as fault:
+            raise Unavailable("the database does not answer, or its schema is not migrated") from fault
+        exchange.db_ms = (time.perf_counter() - asked) * 1e3
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError):
+            return answer_json({"status": "degraded", "redis": "unreachable"})
+        return answer_json({"status": "ok", "redis": "ok"})
+
+    async def metrics(self, exchange: Exchange[None]) -> Answer:
+        """Return the figures in Prometheus' text format; the queue's are read from the database at this moment."""
+        asked = time.perf_counter()
+        async with self._database.read() as connection:
+            queue = (await connection.execute(QUEUE)).one()
+        exchange.db_ms = (time.perf_counter() - asked) * 1e3
+        figures = [
+            "# HELP plimsoll_queue_depth Runs that are due and not yet claimed.",
+            "# TYPE plimsoll_queue_depth gauge",
+            f"plimsoll_queue_depth {queue.depth}",
+            "# HELP plimsoll_oldest_due_tick_seconds How long the longest waiting due run has been due.",
+            "# TYPE plimsoll_oldest_due_tick_seconds gauge",
+            f"plimsoll_oldest_due_tick_seconds {queue.oldest_s:.6f}",
+            "",
+        ]
+        return Answer(_own_figures() + "\n".join(figures).encode(), content_type=PROMETHEUS_TEXT)
+
+
+def _own_figures() -> bytes:
+    """Return what this process counted, or, where several share the port, what all of them did."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry: Any = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

@@ -1,0 +1,283 @@
+"""Runs: create, list, read, spawn a subrun, cancel. The snapshot that clients poll has a file of its own."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import time
+import uuid
+from typing import Annotated, Any
+
+import msgspec
+from sqlalchemy import text
+
+from service.announce import Announcer
+from service.api.sight import RunFacts, Sight
+from service.api.wire import RUN_JSON
+from service.commits import Commits, Create, Spawn
+from service.db import Database
+from service.errors import Invalid, NotFound
+from service.exchange import Answer, Exchange, answer_json, field_headers
+from service.families import cancel_run
+from service.quota.inforce import Quotas
+from service.quota.limits import Limit
+from service.quota.rates import Rates
+from service.runs import RunStatus
+from service.workspaces import Agents
+
+MAX_KEY_CHARACTERS = 255
+"""Longest Idempotency-Key."""
+
+DEFAULT_PAGE, LARGEST_PAGE = 50, 200
+"""Runs in one page of a list."""
+
+
+class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /api/runs/."""
+
+    workspace_id: uuid.UUID
+    agent_id: uuid.UUID
+    input_text: str | None = None
+    channel: str | None = None
+    metadata: dict[str, Any] | None = None
+    expected_subruns: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
+    max_wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
+
+
+class SpawnOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """How a subrun joins its parent."""
+
+    join_policy: str = "WAIT_ALL"
+    quorum: int | None = None
+    timeout_seconds: float | None = None
+    failure_policy: str = "FAIL_FAST"
+    group_id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class SpawnBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /api/runs/<id>/spawn_subrun/."""
+
+    input_text: str | None = None
+    options: SpawnOptions | None = None
+
+
+class ReasonBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of a control request."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=2000)] | None = None
+
+
+ONE = text(f"SELECT {RUN_JSON}::text FROM runs r WHERE r.run_id = :run_id")  # noqa: S608 - constants
+PAGE = text(f"""
+    SELECT {RUN_JSON}::text AS run, r.run_id FROM runs r
+    WHERE (CAST(:workspace_id AS uuid) IS NULL OR r.workspace_id = :workspace_id)
+      AND (CAST(:status AS text) IS NULL OR r.status = :status)
+      AND (CAST(:parent_run_id AS uuid) IS NULL OR r.parent_run_id = :parent_run_id)
+      AND (CAST(:before AS uuid) IS NULL OR r.run_id < :before)
+    ORDER BY r.run_id DESC LIMIT :limit
+""")  # noqa: S608 - constants
+
+
+class Runs:
+    """The endpoints on runs."""
+
+    def __init__(
+        self,
+        database: Database,
+        commits: Commits,
+        rates: Rates,
+        quotas: Quotas,
+        sight: Sight,
+        announcer: Announcer,
+        agents: Agents,
+    ) -> None:
+        self._database = database
+        self._commits = commits
+        self._rates = rates
+        self._quotas = quotas
+        self._sight = sight
+        self._announcer = announcer
+        self._agents = agents
+
+    async def create(self, exchange: Exchange[CreateBody]) -> Answer:
+        """Accept a run."""
+        body = exchange.body
+        if not exchange.caller.may_see(body.workspace_id):
+            raise NotFound("no such workspace")
+        quota = await self._quotas.of(body.workspace_id)
+        await self._require_agent(body.workspace_id, body.agent_id)
+        key = _idempotency_key(exchange)
+        asked = time.perf_counter()
+        fields = await self._rates.take(body.workspace_id, quota.rates, Limit.RUN_CREATION)
+        exchange.quota_ms = (time.perf_counter() - asked) * 1e3
+        accepted = await self._commits.submit(
+            Create(
+                body.workspace_id,
+                body.agent_id,
+                body.input_text or "",
+                body.channel or "",
+                body.metadata or {},
+                body.expected_subruns,
+                body.max_wait_seconds,
+                quota,
+                key,
+                hashlib.sha256(exchange.body_bytes).digest() if key is not None else b"",
+            )
+        )
+        exchange.db_ms, exchange.publish_ms = accepted.db_ms, accepted.publish_ms
+        self._sight.learn(accepted.run_id, RunFacts(body.workspace_id, body.agent_id))
+        return answer_json(
+            {
+                "run_id": accepted.run_id,
+                "status": accepted.status,
+                "workspace_id": body.workspace_id,
+                "agent_id": body.agent_id,
+                "correlation_id": accepted.correlation_id,
+            },
+            field_headers(fields),
+        )
+
+    async def spawn(self, exchange: Exchange[SpawnBody]) -> Answer:
+        """Accept a subrun of a run; it uses the parent's agent."""
+        run_id = exchange.path_id("run_id", "run")
+        options = _require_supported(exchange.body.options or SpawnOptions())
+        facts = await self._sight.find(exchange.caller, run_id)
+        quota = await self._quotas.of(facts.workspace_id)
+        asked = time.perf_counter()
+        fields = await self._rates.take(facts.workspace_id, quota.rates, Limit.SUBRUN_SPAWN)
+        exchange.quota_ms = (time.perf_counter() - asked) * 1e3
+        accepted = await self._commits.submit(
+            Spawn(
+                run_id,
+                facts.workspace_id,
+                facts.agent_id,
+                exchange.body.input_text or "",
+                options.metadata or {},
+                options.group_id,
+                quota,
+            )
+        )
+        exchange.db_ms, exchange.publish_ms = accepted.db_ms, accepted.publish_ms
+        self._sight.learn(accepted.run_id, facts)
+        return answer_json(
+            {
+                "child_run_id": accepted.run_id,
+                "status": accepted.status,
+                "correlation_id": accepted.correlation_id,
+                "group_id": accepted.group_id,
+            },
+            field_headers(fields),
+        )
+
+    async def get(self, exchange: Exchange[None]) -> Answer:
+        """Return one run."""
+        run_id = exchange.path_id("run_id", "run")
+        await self._sight.find(exchange.caller, run_id)
+        return Answer((await self._read(exchange, run_id)).encode())
+
+    async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer:
+        """End a run and all its descendants."""
+        run_id = exchange.path_id("run_id", "run")
+        await self._sight.find(exchange.caller, run_id)
+        asked = time.perf_counter()
+        async with self._database.begin() as connection:
+            outcome = await cancel_run(connection, run_id, exchange.body.reason or "cancelled by a caller")
+        exchange.db_ms = (time.perf_counter() - asked) * 1e3
+        await self._announcer.announce(outcome.events, outcome.created_at, due=True)
+        exchange.publish_ms = (time.perf_counter() - asked) * 1e3 - exchange.db_ms
+        return Answer((await self._read(exchange, run_id)).encode())
+
+    async def list(self, exchange: Exchange[None]) -> Answer:
+        """Return a page of runs, newest first, with a cursor for the next one."""
+        query = exchange.query()
+        workspace_id = _query_id(query, "workspace_id") or exchange.caller.workspace_id
+        if workspace_id is not None and not exchange.caller.may_see(workspace_id):
+            raise NotFound("no such workspace")
+        if workspace_id is not None:
+            await self._quotas.of(workspace_id)  # raises NotFound when there is no such workspace
+        status = query.get("status")
+        if status is not None and status not in RunStatus.__members__:
+            raise Invalid("status", f"give one of {', '.join(RunStatus)}")
+        limit = int(exchange.query_number("limit", DEFAULT_PAGE, 1, LARGEST_PAGE))
+        asked = time.perf_counter()
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                PAGE,
+                {
+                    "workspace_id": workspace_id,
+                    "status": status,
+                    "parent_run_id": _query_id(query, "parent_run_id"),
+                    "before": _decode_cursor(query["cursor"]) if "cursor" in query else None,
+                    "limit": limit + 1,
+                },
+            )
+            page = found.all()
+        exchange.db_ms = (time.perf_counter() - asked) * 1e3
+        more = len(page) > limit
+        cursor = _encode_cursor(page[limit - 1].run_id) if more else None
+        runs = ",".join(row.run for row in page[:limit])
+        return Answer(f'{{"runs":[{runs}],"next_cursor":{msgspec.json.encode(cursor).decode()}}}'.encode())
+
+    async def _read(self, exchange: Exchange[Any], run_id: uuid.UUID) -> str:
+        asked = time.perf_counter()
+        async with self._database.read() as connection:
+            run: str | None = (await connection.execute(ONE, {"run_id": run_id})).scalar()
+        exchange.db_ms += (time.perf_counter() - asked) * 1e3
+        if run is None:
+            raise NotFound("no such run")
+        return run
+
+    async def _require_agent(self, workspace_id: uuid.UUID, agent_id: uuid.UUID) -> None:
+        """Raise NotFound unless the agent is the workspace's; done before any quota is spent."""
+        known = self._agents.known(agent_id)
+        if known is None:
+            async with self._database.read() as connection:
+                known = (await self._agents.find(connection, {agent_id})).get(agent_id)
+        if known is None or known[0] != workspace_id:
+            raise NotFound("no such agent")
+
+
+def _require_supported(options: SpawnOptions) -> SpawnOptions:
+    """Raise Invalid for what this version does not do; nothing is accepted and then ignored."""
+    if options.join_policy != "WAIT_ALL":
+        raise Invalid("options.join_policy", f"only WAIT_ALL is supported, not {options.join_policy!r}")
+    if options.failure_policy != "FAIL_FAST":
+        raise Invalid("options.failure_policy", f"only FAIL_FAST is supported, not {options.failure_policy!r}")
+    if options.quorum is not None:
+        raise Invalid("options.quorum", "belongs to the join policy QUORUM, which is not supported; leave it out")
+    if options.timeout_seconds is not None:
+        raise Invalid("options.timeout_seconds", "belongs to the join policy TIMEOUT, which is not supported")
+    return options
+
+
+def _idempotency_key(exchange: Exchange[Any]) -> str | None:
+    """Return the request's Idempotency-Key; raises Invalid."""
+    raw = exchange.header(b"idempotency-key")
+    if raw is None:
+        return None
+    key = raw.decode("latin-1")
+    if not 1 <= len(key) <= MAX_KEY_CHARACTERS or not key.isprintable():
+        raise Invalid("Idempotency-Key", f"give 1 to {MAX_KEY_CHARACTERS} printable characters")
+    return key
+
+
+def _query_id(query: dict[str, str], name: str) -> uuid.UUID | None:
+    if name not in query:
+        return None
+    try:
+        return uuid.UUID(query[name])
+    except ValueError:
+        raise Invalid(name, "give a UUID") from None
+
+
+def _encode_cursor(run_id: uuid.UUID) -> str:
+    return base64.urlsafe_b64encode(run_id.bytes).rstrip(b"=").decode()
+
+
+def _decode_cursor(cursor: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(bytes=base64.urlsafe_b64decode(cursor + "=="))
+    except (ValueError, binascii.Error):
+        raise Invalid("cursor", "is not one that this service gave; start without it") from None

@@ -1,0 +1,174 @@
+"""The snapshot that clients poll: the run, its steps, its children, and the events since a sequence number.
+
+All polls that wait in one turn of the loop share one query, in which PostgreSQL also builds the JSON. What was built is
+kept under the version that it shows: the run's `last_seq` together with its children's. Every change of what a
+snapshot shows appends an event somewhere in that family, so a kept snapshot is right for as long as the version
+stands, and nothing ever expires. The query is told which version is kept and builds only what has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import text
+
+from service.api.sight import Sight
+from service.api.wire import CHILDREN_JSON, EVENTS_JSON, RUN_JSON, STEPS_JSON
+from service.db import Database, rows
+from service.errors import Invalid, NotFound
+from service.events import Following
+from service.exchange import Answer, Exchange, field_headers
+from service.grouping import Grouping
+from service.quota.inforce import Quotas
+from service.quota.limits import Limit
+from service.quota.rates import Rates
+
+MOST_KEPT_BYTES = 64 << 20
+"""Memory for kept snapshots, in one process: 64 MiB."""
+
+LONGEST_WAIT_S = 30.0
+"""Longest long-poll."""
+
+LOOK_AGAIN_S = 1.0
+"""How long a long-poll trusts Redis to wake it before it looks at the database by itself."""
+
+MOST_SEQ = 2**31 - 1
+
+READ = text(f"""
+    SELECT q.n, r.last_seq, r.ended_at IS NOT NULL AS final, v.version,
+           CASE WHEN v.version IS DISTINCT FROM q.kept THEN
+               json_build_object('run', {RUN_JSON}, 'steps', {STEPS_JSON}, 'events_since_seq', {EVENTS_JSON},
+                                 'child_runs', {CHILDREN_JSON}, 'last_seq', r.last_seq)::text
+           END AS body
+    FROM json_to_recordset(CAST(:asked AS json)) AS q(n int, run_id uuid, since_seq int, kept text)
+    JOIN runs r ON r.run_id = q.run_id
+    CROSS JOIN LATERAL (
+        SELECT r.last_seq || CASE WHEN r.spawned_subruns = 0 THEN ''
+            ELSE '.' || (SELECT sum(c.last_seq) FROM runs c WHERE c.parent_run_id = r.run_id) END AS version
+    ) v
+""")  # noqa: S608 - constants
+
+Asked = tuple[uuid.UUID, int]
+"""A run and the sequence number after which events are wanted."""
+
+
+class View(NamedTuple):
+    """A snapshot as it stood at one version."""
+
+    version: str
+    last_seq: int
+    final: bool
+    body: bytes
+
+
+class Views:
+    """Reads snapshots for one process and keeps what it has built."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._kept: OrderedDict[Asked, View] = OrderedDict()
+        self._kept_bytes = 0
+        self._grouping: Grouping[Asked, View] = Grouping(self._read, lanes=2)
+
+    async def see(self, run_id: uuid.UUID, since_seq: int) -> View:
+        """Return the snapshot as it stands now; raises NotFound."""
+        return await self._grouping.submit((run_id, since_seq))
+
+    async def _read(self, asked: Sequence[Asked]) -> Sequence[View | Exception]:
+        distinct = list(dict.fromkeys(asked))
+        before = [self._kept.get(each) for each in distinct]
+        wanted = [
+            {"n": n, "run_id": run_id, "since_seq": since_seq, "kept": kept.version if kept else None}
+            for n, ((run_id, since_seq), kept) in enumerate(zip(distinct, before, strict=True))
+        ]
+        seen: dict[Asked, View] = {}
+        async with self._database.read() as connection:
+            for row in await connection.execute(READ, {"asked": rows(wanted)}):
+                each, kept = distinct[row.n], before[row.n]
+                if row.body is None and kept is not None:
+                    seen[each] = kept
+                else:
+                    seen[each] = self._keep(each, View(row.version, row.last_seq, row.final, row.body.encode()))
+        return [seen.get(each) or NotFound("no such run") for each in asked]
+
+    def _keep(self, asked: Asked, view: View) -> View:
+        """Remember a view; the ones that were made longest ago make room."""
+        old = self._kept.pop(asked, None)
+        self._kept[asked] = view
+        self._kept_bytes += len(view.body) - (len(old.body) if old else 0)
+        while self._kept_bytes > MOST_KEPT_BYTES:
+            _, forgotten = self._kept.popitem(last=False)
+            self._kept_bytes -= len(forgotten.body)
+        return view
+
+
+class Snapshots:
+    """The endpoint."""
+
+    def __init__(self, views: Views, rates: Rates, quotas: Quotas, sight: Sight, following: Following) -> None:
+        self._views = views
+        self._rates = rates
+        self._quotas = quotas
+        self._sight = sight
+        self._following = following
+
+    async def get(self, exchange: Exchange[None]) -> Answer:
+        """Return the snapshot, or 304 when the caller has it; with `wait`, hold the answer until there is news."""
+        run_id = exchange.path_id("run_id", "run")
+        since_seq, wait_s = 0, 0.0
+        if exchange.scope["query_string"]:
+            since_seq = _since_seq(exchange.query().get("since_seq", "0"))
+            wait_s = exchange.query_number("wait", 0.0, 0.0, LONGEST_WAIT_S)
+        facts = await self._sight.find(exchange.caller, run_id)
+        quota = await self._quotas.of(facts.workspace_id)
+        fields: dict[str, str] = {}
+        if quota.rates:
+            asked = time.perf_counter()
+            fields = await self._rates.take(facts.workspace_id, quota.rates, Limit.SNAPSHOT_POLL)
+            exchange.quota_ms = (time.perf_counter() - asked) * 1e3
+        asked = time.perf_counter()
+        view = await self._views.see(run_id, since_seq)
+        exchange.db_ms = (time.perf_counter() - asked) * 1e3
+        if wait_s and view.last_seq <= since_seq and not view.final:
+            view = await self._wait(facts.workspace_id, run_id, since_seq, wait_s)
+        etag = f'"{since_seq}.{view.version}"'.encode()
+        headers = ((b"etag", etag), (b"cache-control", b"private, no-cache"), *field_headers(fields))
+        if _matches(exchange.header(b"if-none-match"), etag):
+            return Answer(b"", 304, headers=headers)
+        return Answer(view.body, headers=headers)
+
+    async def _wait(self, workspace_id: uuid.UUID, run_id: uuid.UUID, since_seq: int, wait_s: float) -> View:
+        """Return the view once it has an event after `since_seq` or the run is final, at the latest after `wait_s`."""
+        give_up_at = asyncio.get_running_loop().time() + wait_s
+        async with self._following.follow(workspace_id, run_id) as bell:
+            while True:
+                bell.clear()
+                view = await self._views.see(run_id, since_seq)
+                left_s = give_up_at - asyncio.get_running_loop().time()
+                if view.last_seq > since_seq or view.final or left_s <= 0:
+                    return view
+                try:
+                    async with asyncio.timeout(min(left_s, LOOK_AGAIN_S)):
+                        await bell.wait()
+                except TimeoutError:
+                    continue
+
+
+def _since_seq(text_: str) -> int:
+    if not (text_.isascii() and text_.isdigit() and len(text_) <= 10) or int(text_) > MOST_SEQ:
+        raise Invalid("since_seq", f"give a whole number from 0 to {MOST_SEQ}")
+    return int(text_)
+
+
+def _matches(if_none_match: bytes | None, etag: bytes) -> bool:
+    """Compare weakly (RFC 9110, section 13.1.2)."""
+    if if_none_match is None:
+        return False
+    if if_none_match in (etag, b"*"):
+        return True
+    return any(part.strip().removeprefix(b"W/") == etag for part in if_none_match.split(b","))

@@ -1,0 +1,100 @@
+"""Workspaces, their agents and their tokens: made with an installation token only."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from typing import Any
+
+import msgspec
+from sqlalchemy import update
+
+from service.auth import issue_token
+from service.db import Database
+from service.errors import NotFound
+from service.exchange import Answer, Exchange, answer_json
+from service.workspaces import QuotaClass, Workspace, create_agent, create_workspace
+
+
+class WorkspaceBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /api/workspaces/."""
+
+    name: str
+    quota_class: str = QuotaClass.DEFAULT
+
+
+class WorkspacePatch(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of PATCH /api/workspaces/<id>/."""
+
+    quota_class: QuotaClass
+
+
+class AgentBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /api/workspaces/<id>/agents/."""
+
+    name: str
+    script: list[dict[str, Any]] | None = None
+
+
+class TokenBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of POST /api/workspaces/<id>/tokens/."""
+
+    role: str
+    expires_days: float | None = None
+
+
+class Workspaces:
+    """The endpoints on workspaces."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, exchange: Exchange[WorkspaceBody]) -> Answer:
+        """Make a workspace."""
+        exchange.caller.require_installation()
+        body = exchange.body
+        async with self._database.begin() as connection:
+            workspace_id = await create_workspace(connection, body.name, body.quota_class)
+        return answer_json({"workspace_id": workspace_id, "name": body.name, "quota_class": body.quota_class})
+
+    async def patch(self, exchange: Exchange[WorkspacePatch]) -> Answer:
+        """Put a workspace under another quota class; in force everywhere within a second."""
+        workspace_id = self._administered(exchange)
+        quota_class = exchange.body.quota_class
+        async with self._database.begin() as connection:
+            changed = await connection.execute(
+                update(Workspace)
+                .where(Workspace.workspace_id == workspace_id)
+                .values(quota_class=quota_class)
+                .returning(Workspace.name)
+            )
+            row = changed.first()
+        if row is None:
+            raise NotFound("no such workspace")
+        return answer_json({"workspace_id": workspace_id, "name": row.name, "quota_class": quota_class})
+
+    async def create_agent(self, exchange: Exchange[AgentBody]) -> Answer:
+        """Make an agent."""
+        workspace_id = self._administered(exchange)
+        body = exchange.body
+        async with self._database.begin() as connection:
+            agent_id = await create_agent(connection, workspace_id, body.name, body.script)
+        return answer_json({"agent_id": agent_id, "workspace_id": workspace_id, "name": body.name})
+
+    async def create_token(self, exchange: Exchange[TokenBody]) -> Answer:
+        """Make a token for the workspace; this answer is the only place where it stands in clear."""
+        workspace_id = self._administered(exchange)
+        body = exchange.body
+        async with self._database.begin() as connection:
+            issued = await issue_token(connection, workspace_id, body.role, body.expires_days)
+        expires_at: dt.datetime | None = issued.expires_at
+        return answer_json({"token": issued.token, "role": issued.role.name, "expires_at": expires_at})
+
+    @staticmethod
+    def _administered(exchange: Exchange[Any]) -> uuid.UUID:
+        """Return the path's workspace.
+
+        A workspace's own token learns only that it may not do this, whichever workspace is named.
+        """
+        exchange.caller.require_installation()
+        return exchange.path_id("workspace_id", "workspace")

@@ -1,0 +1,143 @@
+"""The Starlette application: its life, its one layer of middleware, and the whole route table.
+
+A request enters here: `Boundary` makes the trailing slash optional, the table below finds the `Operation`, which
+names the caller, reads the body, and calls the endpoint in `api/`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.announce import Announcer
+from service.api.operations import Operations
+from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
+from service.api.sight import Sight
+from service.api.snapshot import Snapshots, Views
+from service.api.workspaces import AgentBody, TokenBody, WorkspaceBody, WorkspacePatch, Workspaces
+from service.auth import Callers, Role
+from service.commits import Commits
+from service.db import Database
+from service.doorbell import Doorbell
+from service.errors import ApiError, Malformed, MethodNotAllowed, NotFound
+from service.events import Following
+from service.exchange import Endpoint, Operation, refusal
+from service.quota.inforce import Quotas
+from service.quota.rates import Rates
+from service.settings import Settings
+from service.telemetry import configure_logging
+from service.workspaces import Agents
+
+
+def create_app(settings: Settings) -> Starlette:
+    """Build the application; connections are opened when it starts and closed when it stops."""
+    database = Database(settings.database_url)
+    client = connect_redis(settings.redis_url)
+    announcer = Announcer(client, Doorbell(settings.redis_url))
+    callers, sight, following = Callers(database), Sight(database), Following(client)
+    quotas, rates = Quotas(database), Rates(client)
+    commits = Commits(database, announcer)
+    runs = Runs(database, commits, rates, quotas, sight, announcer, Agents())
+    snapshots = Snapshots(Views(database), rates, quotas, sight, following)
+    workspaces = Workspaces(database)
+    operations = Operations(database, client)
+
+    def route(method: str, path: str, endpoint: Endpoint, role: Role | None, body: type | None = None) -> Route:
+        return Route(path, Operation(path, endpoint, callers, role, body), methods=[method])
+
+    # The busiest first: the table is searched from the top.
+    table = [
+        route("GET", "/api/runs/{run_id}/snapshot/", snapshots.get, Role.VIEWER),
+        route("POST", "/api/runs/", runs.create, Role.OPERATOR, CreateBody),
+        route("POST", "/api/runs/{run_id}/spawn_subrun/", runs.spawn, Role.OPERATOR, SpawnBody),
+        route("GET", "/api/runs/", runs.list, Role.VIEWER),
+        route("GET", "/api/runs/{run_id}/", runs.get, Role.VIEWER),
+        route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/workspaces/", workspaces.create, Role.ADMIN, WorkspaceBody),
+        route("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, Role.ADMIN, WorkspacePatch),
+        route("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, Role.ADMIN, AgentBody),
+        route("POST", "/api/workspaces/{workspace_id}/tokens/", workspaces.create_token, Role.ADMIN, TokenBody),
+        route("GET", "/livez", operations.livez, None),
+        route("GET", "/readyz", operations.readyz, None),
+        route("GET", "/metrics", operations.metrics, None),
+    ]
+
+    @asynccontextmanager
+    async def life(_: Starlette) -> AsyncIterator[None]:
+        configure_logging(settings.log_level)
+        # What start-up made lives as long as the process: looking through it again and again costs tail latency.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        yield
+        await commits.drain()
+        await following.close()
+        await client.aclose()
+        await database.close()
+
+    app = Starlette(
+        routes=table,
+        lifespan=life,
+        middleware=[Middleware(Boundary)],
+        exception_handlers={HTTPException: _no_route},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def from_environment() -> Starlette:
+    """Build the application from the environment: the factory that uvicorn is given."""
+    return create_app(Settings.from_environment())
+
+
+def connect_redis(url: str) -> redis.asyncio.Redis:
+    """Open a pool whose calls fail fast: whoever calls Redis here can go on without it."""
+    return redis.asyncio.from_url(
+        url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 1), protocol=2
+    )
+
+
+class Boundary:
+    """Makes the trailing slash optional below /api/ without a redirect: a redirect is no 200."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on under its canonical path."""
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path.startswith("/api/"):
+                if not path.endswith("/"):
+                    scope = {**scope, "path": path + "/"}
+            elif path.endswith("/") and path != "/":
+                scope = {**scope, "path": path.rstrip("/")}
+        await self._app(scope, receive, send)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """Answer what the table does not hold."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    known: ApiError
+    if status == 404:
+        known = NotFound("no such path")
+    elif status == 405:
+        known = MethodNotAllowed(f"{request.method} is not allowed here")
+    else:
+        known = Malformed("the request cannot be routed")
+    answer = refusal(known, request.scope)
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    headers["server-timing"] = "auth;dur=0, quota;dur=0, db;dur=0, publish;dur=0, app;dur=0"
+    return Response(answer.body, answer.status, headers, answer.content_type.decode())

@@ -1,0 +1,107 @@
+"""The way to PostgreSQL: one engine, the base of all mapped types, and the migrations.
+
+Hot paths send a whole batch as one statement: `rows` hands any number of rows to PostgreSQL as one bound JSON
+document, which `json_to_recordset` unfolds there. Python's work per statement is what costs (docs/decisions/0002),
+so a statement is shared by all rows of a batch. Nothing here knows what a run is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, MetaData, Text, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
+
+from service.settings import sqlalchemy_url
+
+
+class Base(MappedAsDataclass, DeclarativeBase):
+    """Base of the mapped types; each is defined beside the rules that govern it."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {str: Text}  # PostgreSQL's text is as fast as varchar(n)
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_name)s_fkey",
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+        }
+    )
+
+
+class Database:
+    """A pool of connections to one PostgreSQL database."""
+
+    def __init__(self, database_url: str, pool_size: int = 8) -> None:
+        self.engine: AsyncEngine = create_async_engine(
+            sqlalchemy_url(database_url),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=10,
+            connect_args={
+                "timeout": 5,
+                "command_timeout": 30,
+                "server_settings": {"timezone": "UTC", "application_name": "plimsoll", "jit": "off"},
+            },
+        )
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction; it commits at the end of the block and rolls back on an error."""
+        async with self.engine.begin() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """Open a connection for single statements, each its own transaction (no BEGIN and COMMIT on the wire)."""
+        async with self.engine.connect() as connection:
+            yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def rows(batch: Iterable[Any]) -> str:
+    """Encode rows (dicts or structs) as the one JSON parameter of a set statement."""
+    return msgspec.json.encode(list(batch)).decode()
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell whether an error means that the database cannot be reached, rather than that a statement is wrong."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    if isinstance(error, (InterfaceError, OperationalError)):
+        return True
+    return isinstance(error, (ConnectionError, TimeoutError, OSError))
+
+
+def migrate(database_url: str) -> None:
+    """Bring the schema up to date. Safe when several processes do it at once: an advisory lock orders them."""
+
+    def upgrade(connection: Connection) -> None:
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('plimsoll.migrate'))"))
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+    async def run() -> None:
+        database = Database(database_url, pool_size=1)
+        try:
+            async with database.begin() as connection:
+                await connection.run_sync(upgrade)
+        finally:
+            await database.close()
+
+    asyncio.run(run())

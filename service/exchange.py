@@ -1,0 +1,263 @@
+"""One request and its answer: the pure ASGI layer between the route table and the endpoints.
+
+An `Operation` is a row of the route table: who may call, what the body must look like, which endpoint answers. It
+names the caller, reads and checks the body, turns errors into RFC 9457 problems, and stamps every answer with
+Server-Timing. Endpoints see an `Exchange` and return an `Answer`; they never touch ASGI.
+
+The framework's Request and Response are not used here: on the hot path they cost more than the work
+(docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from service.auth import Caller, Callers, Role
+from service.db import is_outage
+from service.errors import (
+    PROBLEM_MEDIA_TYPE,
+    ApiError,
+    BodyTooLarge,
+    Invalid,
+    Malformed,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    problem,
+)
+from service.telemetry import REQUEST_SECONDS
+
+log = structlog.get_logger()
+
+MAX_BODY_BYTES = 1 << 20
+"""Largest request body that is read: 1 MiB."""
+
+JSON: Final = b"application/json"
+
+Body = TypeVar("Body")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What goes back: a status, a body, and header fields beyond the usual ones."""
+
+    body: bytes = b""
+    status: int = 200
+    content_type: bytes = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def answer_json(value: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+    """Return a 200 answer with a JSON body."""
+    return Answer(msgspec.json.encode(value), headers=headers)
+
+
+def field_headers(fields: dict[str, str]) -> tuple[tuple[bytes, bytes], ...]:
+    """Turn header fields into ASGI's form."""
+    return tuple((name.encode(), value.encode()) for name, value in fields.items())
+
+
+class Exchange(Generic[Body]):
+    """One request on its way through an endpoint, and where its time goes (milliseconds)."""
+
+    __slots__ = ("auth_ms", "body", "body_bytes", "caller", "db_ms", "publish_ms", "quota_ms", "scope")
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.auth_ms = 0.0
+        self.quota_ms = 0.0
+        self.db_ms = 0.0
+        self.publish_ms = 0.0
+        self.caller: Caller
+        self.body: Body
+        self.body_bytes = b""
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first header field of that (lower-case) name."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return bytes(value)
+        return None
+
+    def path_id(self, name: str, what: str) -> uuid.UUID:
+        """Return an id from the path; one that is no UUID is as absent as any other unknown id."""
+        try:
+            return uuid.UUID(self.scope["path_params"][name])
+        except ValueError:
+            raise NotFound(f"no such {what}") from None
+
+    def query(self) -> dict[str, str]:
+        """Return the query's parameters; the last of several wins."""
+        text = self.scope["query_string"]
+        if not text:
+            return {}
+        try:
+            return dict(parse_qsl(text.decode("ascii"), keep_blank_values=True, errors="strict"))
+        except (UnicodeDecodeError, ValueError):
+            raise Malformed("the query string is not valid percent-encoded UTF-8") from None
+
+    def query_number(self, name: str, default: float, least: float, most: float) -> float:
+        """Return a number from the query; raises Invalid naming it."""
+        text = self.query().get(name)
+        if text is None:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            raise Invalid(name, f"give a number from {least:g} to {most:g}")
+        return value
+
+
+Endpoint = Callable[[Any], Awaitable[Answer]]
+
+
+class Operation:
+    """One method of one path, as an ASGI application."""
+
+    def __init__(
+        self, route: str, endpoint: Endpoint, callers: Callers, role: Role | None, body_type: type | None = None
+    ) -> None:
+        self.route = route
+        self.endpoint = endpoint
+        self.role = role  # null: open to everybody
+        self.body_type = body_type
+        self._callers = callers
+        self._decoder: msgspec.json.Decoder[Any] | None = None if body_type is None else msgspec.json.Decoder(body_type)
+        self._observers: dict[int, Callable[[float], None]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; whatever goes wrong becomes a problem with the right status."""
+        started = time.perf_counter()
+        exchange: Exchange[Any] = Exchange(scope)
+        try:
+            if self.role is not None:
+                await self._authenticate(exchange, self.role)
+                exchange.auth_ms = (time.perf_counter() - started) * 1e3
+            if self._decoder is not None:
+                exchange.body_bytes = await read_body(scope, receive)
+                exchange.body = decode(self._decoder, exchange.body_bytes)
+            answer = await self.endpoint(exchange)
+        except ApiError as error:
+            answer = refusal(error, scope)
+        except Exception as fault:
+            answer = refusal(_translate(fault, scope), scope)
+        elapsed = time.perf_counter() - started
+        known_ms = exchange.auth_ms + exchange.quota_ms + exchange.db_ms + exchange.publish_ms
+        timing = (
+            f"auth;dur={exchange.auth_ms:.3f}, quota;dur={exchange.quota_ms:.3f}, db;dur={exchange.db_ms:.3f}, "
+            f"publish;dur={exchange.publish_ms:.3f}, app;dur={max(0.0, elapsed * 1e3 - known_ms):.3f}"
+        )
+        await respond(send, answer, timing)
+        observe = self._observers.get(answer.status)
+        if observe is None:
+            observe = REQUEST_SECONDS.labels(self.route, scope["method"], answer.status).observe
+            self._observers[answer.status] = observe
+        observe(time.perf_counter() - started)
+
+    async def _authenticate(self, exchange: Exchange[Any], role: Role) -> None:
+        header = exchange.header(b"authorization")
+        if header is None:
+            raise Unauthenticated("send `Authorization: Bearer <token>`")
+        caller = self._callers.remembered(header)
+        exchange.caller = caller if caller is not None else await self._callers.identify(header)
+        exchange.caller.require(role)
+
+
+async def respond(send: Send, answer: Answer, timing: str) -> None:
+    """Send an answer; a 304 has neither body nor type (RFC 9110, section 15.4.5)."""
+    headers = [(b"server-timing", timing.encode()), *answer.headers]
+    if answer.status != 304:
+        headers += [(b"content-type", answer.content_type), (b"content-length", b"%d" % len(answer.body))]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def refusal(error: ApiError, scope: Scope) -> Answer:
+    """Turn an error into its answer."""
+    instance = scope.get("path", "")
+    return Answer(problem(error, instance), error.status, PROBLEM_MEDIA_TYPE.encode(), field_headers(error.headers()))
+
+
+def _translate(fault: Exception, scope: Scope) -> ApiError:
+    """Name the cause of an unexpected error: a dependency that is down, or a bug of ours, which is logged."""
+    if is_outage(fault):
+        log.warning("dependency down", path=scope.get("path"), fault=str(fault))
+        return Unavailable("a dependency does not answer; try again")
+    log.error("unexpected error", path=scope.get("path"), exc_info=fault)
+    return Unavailable("the request could not be completed; the fault is logged", retry_after_s=5)
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """Read the whole body; raises BodyTooLarge as soon as it is known to be."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"the body has {int(value)} bytes; at most {MAX_BODY_BYTES} are read")
+    message = await receive()
+    if not message.get("more_body"):
+        first: bytes = message.get("body", b"")
+        if len(first) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"at most {MAX_BODY_BYTES} bytes of body are read")
+        return first
+    parts, size = [message.get("body", b"")], len(message.get("body", b""))
+    while message.get("more_body"):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Malformed("the connection closed before the body was complete")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"at most {MAX_BODY_BYTES} bytes of body are read")
+    return b"".join(parts)
+
+
+def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    """Turn a body into its typed struct; raises Malformed, or Invalid naming the field."""
+    try:
+        value = decoder.decode(body or b"{}")
+        if b"\\u0000" in body:
+            _refuse_nul(msgspec.to_builtins(value), "body")
+    except msgspec.ValidationError as wrong:
+        raise _explain(str(wrong)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
+        raise Malformed(f"the body is not valid JSON: {wrong}") from None
+    except RecursionError:
+        raise Malformed("the body is nested too deeply") from None
+    return value
+
+
+_PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
+_NAMED = re.compile(r"field `([^`]+)`")
+
+
+def _explain(message: str) -> ApiError:
+    """Turn msgspec's sentence into an error that names the field."""
+    path = _PATH.search(message)
+    reason = message[: path.start()] if path else message
+    named = _NAMED.search(reason)
+    where = [part for part in ((path.group(1) if path else ""), (named.group(1) if named else "")) if part]
+    if not where:
+        return Malformed(f"the body must be a JSON object: {reason}")
+    return Invalid(".".join(where), reason[0].lower() + reason[1:])
+
+
+def _refuse_nul(value: Any, field: str) -> None:
+    """Raise Invalid where a string holds U+0000, which PostgreSQL cannot store."""
+    if isinstance(value, str) and "\x00" in value:
+        raise Invalid(field, "must not contain the character U+0000")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_nul(key, field)
+            _refuse_nul(inner, key if field == "body" else f"{field}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_nul(inner, f"{field}[{index}]")

@@ -1,0 +1,13 @@
+"""Alembic's entry: runs the migrations on the connection that `service.db.migrate` hands over."""
+
+from alembic import context
+
+import service.auth
+import service.events
+from service.db import Base
+
+_MAPPED = (service.auth.Token, service.events.Event)  # importing them registers every table on Base
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,73 @@
+"""Caps: how many runs a workspace holds, counted in PostgreSQL inside the transaction that adds one.
+
+The count is taken under the workspace's row lock, by a statement that begins after the lock was granted: an older
+snapshot would not see what the last holder of the lock committed. Whoever ends a run needs no lock, since that only
+lowers the count; so a cap is never exceeded and no slot can leak.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.errors import QuotaExceeded
+from service.quota.limits import Limit, Quota
+from service.telemetry import QUOTA_REFUSALS
+
+RETRY_AFTER_S = 1
+"""What Retry-After says for a cap: nobody can know when a holder ends, so ask again soon."""
+
+LOCK = text("SELECT 1 FROM workspaces WHERE workspace_id = ANY(:ids) ORDER BY workspace_id FOR UPDATE")
+COUNT = text("""
+    SELECT workspace_id, count(*) AS live_runs, count(*) FILTER (WHERE parent_run_id IS NULL) AS live_parent_runs
+    FROM runs WHERE workspace_id = ANY(:ids) AND ended_at IS NULL GROUP BY workspace_id
+""")
+
+
+@dataclass
+class Held:
+    """What one workspace holds, as a group of writes goes on adding to it."""
+
+    live_runs: int = 0
+    live_parent_runs: int = 0
+
+    def admit_parent(self, quota: Quota) -> None:
+        """Count one more parent run; raises QuotaExceeded and counts nothing when a cap forbids it."""
+        _require_room(Limit.LIVE_PARENT_RUNS, self.live_parent_runs, quota.live_parent_runs)
+        _require_room(Limit.LIVE_RUNS, self.live_runs, quota.live_runs)
+        self.live_parent_runs += 1
+        self.live_runs += 1
+
+    def admit_subrun(self, quota: Quota, pending_subruns: int) -> None:
+        """Count one more subrun of a parent that has `pending_subruns`; raises QuotaExceeded likewise."""
+        _require_room(Limit.PENDING_SUBRUNS, pending_subruns, quota.pending_subruns)
+        _require_room(Limit.LIVE_RUNS, self.live_runs, quota.live_runs)
+        self.live_runs += 1
+
+
+async def lock_and_count(connection: AsyncConnection, workspace_ids: set[uuid.UUID]) -> dict[uuid.UUID, Held]:
+    """Lock the workspaces in order of id and return what each holds; the locks last as long as the transaction."""
+    held = {workspace_id: Held() for workspace_id in workspace_ids}
+    if workspace_ids:
+        ids = {"ids": sorted(workspace_ids)}
+        await connection.execute(LOCK, ids)
+        for row in await connection.execute(COUNT, ids):
+            held[row.workspace_id] = Held(row.live_runs, row.live_parent_runs)
+    return held
+
+
+def _require_room(limit: Limit, used: int, most: int | None) -> None:
+    if most is not None and used >= most:
+        QUOTA_REFUSALS.labels(limit).inc()
+        raise QuotaExceeded(
+            limit,
+            f"({used} of {most} in use); try again when one of them has ended",
+            RETRY_AFTER_S,
+            {
+                "ratelimit-policy": f'"{limit}";q={most};qu="concurrent-requests"',
+                "ratelimit": f'"{limit}";r=0;t={RETRY_AFTER_S}',
+            },
+        )

@@ -1,0 +1,35 @@
+-- Takes one token of each rate, all or none. GCRA in its "continuous-state leaky bucket" form (ITU-T I.371, annex A):
+-- what was spent is a level that drains at the rate; a request conforms while the level leaves room for one more token.
+--
+-- KEYS: one bucket for each rate. ARGV: for each rate, its rate in thousandths of a token a second, then its burst.
+-- Units are chosen so that everything is a whole number below 2^53: one token is 1e9 units, and a rate of r
+-- thousandths drains exactly r units in a microsecond.
+-- Returns for each rate {room left in whole tokens, microseconds until one token fits, 1 if it refused}.
+local TOKEN = 1e9
+local time = redis.call('TIME')
+local now = time[1] * 1e6 + time[2]
+local levels, refused, answer = {}, false, {}
+for i, key in ipairs(KEYS) do
+  local rate, burst = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
+  local bucket = redis.call('HMGET', key, 'level', 'at')
+  local level = tonumber(bucket[1]) or 0
+  -- A clock that stepped back drains nothing; it never fills.
+  local elapsed = math.max(0, now - (tonumber(bucket[2]) or now))
+  level = math.max(0, level - elapsed * rate)
+  local over = level + TOKEN - burst * TOKEN
+  levels[i] = level
+  if over > 0 then refused = true end
+  answer[i] = {0, over > 0 and math.ceil(over / rate) or 0, over > 0 and 1 or 0}
+end
+for i, key in ipairs(KEYS) do
+  local rate, burst = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
+  local level = levels[i]
+  if not refused then
+    level = level + TOKEN
+    redis.call('HSET', key, 'level', string.format('%.0f', level), 'at', string.format('%.0f', now))
+    -- A drained bucket is the same as none.
+    redis.call('PEXPIRE', key, math.ceil(level / rate / 1000) + 1)
+  end
+  answer[i][1] = math.floor(math.max(0, burst * TOKEN - level) / TOKEN)
+end
+return answer

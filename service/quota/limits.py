@@ -1,0 +1,61 @@
+"""The limits by name, and the values in force.
+
+A rate is how many requests a second a workspace may make in the long run, with a burst capacity for how many may come
+at once after a rest. A cap is how many of something a workspace may hold at one time.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+class Limit(enum.StrEnum):
+    """What is limited. The values are the names that callers see."""
+
+    RUN_CREATION = "run_creation"  # rate of POST /api/runs/
+    SUBRUN_SPAWN = "subrun_spawn"  # rate of POST .../spawn_subrun/
+    SNAPSHOT_POLL = "snapshot_poll"  # rate of GET .../snapshot/
+    LIVE_PARENT_RUNS = "live_parent_runs"  # cap on runs without a parent that are not final
+    LIVE_RUNS = "live_runs"  # cap on runs that are not final, subruns included
+    PENDING_SUBRUNS = "pending_subruns"  # cap on a run's subruns that are not final
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A sustained rate and what may come at once."""
+
+    per_s: Fraction  # tokens a second; a multiple of 1/1000, so that the limiter counts in whole numbers
+    burst: int  # tokens that a rested workspace may spend at once
+
+    def __post_init__(self) -> None:
+        if (self.per_s * 1000).denominator != 1 or self.per_s <= 0 or self.burst < 1:
+            raise ValueError("a rate is a positive multiple of 1/1000 with a burst of at least 1")
+
+
+@dataclass(frozen=True)
+class Quota:
+    """All limits of one workspace. Null means: lifted."""
+
+    rates: dict[Limit, Rate]
+    live_parent_runs: int | None
+    live_runs: int | None
+    pending_subruns: int | None
+
+
+DEFAULT = Quota(
+    # The user's table: 25 % of the stable throughput measured on the reference. A burst is about a second's worth;
+    # for spawns it is as many as the parents that may live at once, each of which may ask for a child on the spot.
+    rates={
+        Limit.RUN_CREATION: Rate(Fraction("10.29"), burst=11),
+        Limit.SUBRUN_SPAWN: Rate(Fraction("2.14"), burst=5),
+        Limit.SNAPSHOT_POLL: Rate(Fraction("18.49"), burst=19),
+    },
+    live_parent_runs=5,
+    live_runs=12,
+    pending_subruns=4,
+)
+
+LIFTED = Quota(rates={}, live_parent_runs=None, live_runs=None, pending_subruns=None)
+"""What a calibration workspace is under: nothing, so that the system itself can be measured."""

@@ -1,0 +1,75 @@
+"""Every environment variable the service understands, read once.
+
+Nothing else in the service touches `os.environ`. Commands build a `Settings`, and pass it on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from service.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one process of the service is set up."""
+
+    database_url: str  # DATABASE_URL, any libpq URI
+    redis_url: str  # REDIS_URL: redis://, rediss:// or unix://
+    lease_s: float = 15.0  # PLIMSOLL_LEASE_S: how long a claimed run stays with its worker before another may take it
+    sweep_interval_s: float = 1.0  # PLIMSOLL_SWEEP_INTERVAL_S: longest time a due run waits for a lost ring
+    log_level: str = "info"  # PLIMSOLL_LOG_LEVEL
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """Read the environment; raises ConfigurationError naming the variable that is missing or wrong."""
+        try:
+            database_url, redis_url = environment["DATABASE_URL"], environment["REDIS_URL"]
+        except KeyError as missing:
+            raise ConfigurationError(
+                f"{missing.args[0]} is not set: set it, or start this checkout's own stack with `make up`"
+            ) from None
+        return cls(
+            database_url=database_url,
+            redis_url=redis_url,
+            lease_s=_positive(environment, "PLIMSOLL_LEASE_S", cls.lease_s),
+            sweep_interval_s=_positive(environment, "PLIMSOLL_SWEEP_INTERVAL_S", cls.sweep_interval_s),
+            log_level=_log_level(environment),
+        )
+
+
+def _positive(environment: Mapping[str, str], name: str, default: float) -> float:
+    """Return a positive number of seconds from the environment."""
+    text = environment.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 3600:
+        raise ConfigurationError(f"{name}={text!r}: give a number of seconds above 0 and below 3600")
+    return value
+
+
+def _log_level(environment: Mapping[str, str]) -> str:
+    """Return the log level's name in lower case."""
+    level = environment.get("PLIMSOLL_LOG_LEVEL", "info").lower()
+    if level not in ("debug", "info", "warning", "error"):
+        raise ConfigurationError(f"PLIMSOLL_LOG_LEVEL={level!r}: give debug, info, warning or error")
+    return level
+
+
+def sqlalchemy_url(libpq_url: str) -> str:
+    """Turn a libpq URI, `?host=/socket/dir` included, into SQLAlchemy's form for asyncpg.
+
+    Source: PostgreSQL manual, 32.1.1.2 "Connection URIs".
+    """
+    parts = urlsplit(libpq_url)
+    if parts.scheme.split("+")[0] not in ("postgresql", "postgres"):
+        raise ConfigurationError("DATABASE_URL must begin with postgresql://")
+    query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in parse_qsl(parts.query))
+    return f"postgresql+asyncpg://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")

@@ -1,0 +1,60 @@
+"""What the service tells about itself: metrics, the Server-Timing of a response, structured logs.
+
+With several processes on one port (`serve --processes N`) prometheus-client keeps its values in files that all of them
+share; the command sets PROMETHEUS_MULTIPROC_DIR before this module is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds, seconds: both SLO targets (200 and 300 ms) are bounds, so compliance can be read off."""
+
+REQUEST_SECONDS = Histogram(
+    "plimsoll_http_request_seconds",
+    "Time from the request's head to the end of its response.",
+    ["route", "method", "status"],
+    buckets=LATENCY_BUCKETS_S,
+)
+DB_WRITE_SECONDS = Histogram(
+    "plimsoll_db_write_seconds", "Duration of one write transaction, commit included.", ["writer"]
+)
+GROUP_SIZE = Histogram(
+    "plimsoll_group_commit_writes",
+    "Writes that shared one transaction.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+ANNOUNCEMENTS_LOST = Counter(
+    "plimsoll_announcements_lost_total",
+    "Publications and rings that Redis did not take; the sweeper makes up for them.",
+)
+TICKS = Counter("plimsoll_ticks_total", "Worker turns that advanced a run.")
+FENCED_TICKS = Counter("plimsoll_ticks_fenced_total", "Worker turns thrown away because another worker had the run.")
+TICK_WAIT_SECONDS = Histogram(
+    "plimsoll_tick_wait_seconds",
+    "From the moment a run was due to the moment a worker claimed it.",
+    buckets=LATENCY_BUCKETS_S,
+)
+RATES_UNCHECKED = Counter("plimsoll_rates_unchecked_total", "Requests let through because Redis did not answer.")
+QUOTA_REFUSALS = Counter("plimsoll_quota_refusals_total", "Requests refused by a rate or a cap.", ["limit"])
+
+
+def configure_logging(level: str) -> None:
+    """Write log lines as JSON to stderr, from `level` upwards."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
