@@ -32,9 +32,7 @@ class Evaluation:
 
     data: Dataset
     slos: tuple[Slo, ...]
-    findings: tuple[
-        Finding, ...
-    ]  # reasons not to trust the measurement; when there are any, nothing was judged
+    findings: tuple[Finding, ...]  # reasons not to trust the measurement; when there are any, nothing was judged
     verdicts: tuple[Verdict, ...]  # empty when there are findings
 
     @property
@@ -48,9 +46,7 @@ class Evaluation:
         return tuple(manifest.measurement_id for manifest in self.data.manifests)
 
 
-def load(
-    samples: Sequence[str | Path] = (), slo_file: str | Path = SLO_FILE, *, partial: bool = False
-) -> Evaluation:
+def load(samples: Sequence[str | Path] = (), slo_file: str | Path = SLO_FILE, *, partial: bool = False) -> Evaluation:
     """Read sample sets and judge them; without paths, the newest set of this checkout.
 
     Relative paths are those of the working directory, or else of the checkout that holds it, so that a notebook finds
@@ -83,8 +79,7 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     """Return a table as a data frame with nullable columns; categories become plain text, which compares by value."""
     plain = table.cast(
         pa.schema(
-            field.with_type(pa.string()) if pa.types.is_dictionary(field.type) else field
-            for field in table.schema
+            field.with_type(pa.string()) if pa.types.is_dictionary(field.type) else field for field in table.schema
         )
     )
     types = {pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype(), pa.string(): pd.StringDtype()}

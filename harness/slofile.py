@@ -94,9 +94,7 @@ def read_slos(path: Path) -> tuple[Slo, ...]:
     names = [slo.name for slo in slos]
     for index, name in enumerate(names, 1):
         if name in names[: index - 1]:
-            raise SloFileError(
-                path, index, f"the name {name!r} is taken by an earlier document (metadata.name)"
-            )
+            raise SloFileError(path, index, f"the name {name!r} is taken by an earlier document (metadata.name)")
     return slos
 
 
@@ -111,11 +109,11 @@ def _slo(path: Path, index: int, document: object) -> Slo:
     here = "spec.indicator.spec.thresholdMetric.metricSource.spec"
     if source.statistic not in STATISTICS[source.measure]:
         known = ", ".join(STATISTICS[source.measure])
-        fault = f"{source.measure} has no statistic {source.statistic!r}, only {known} ({here}.statistic)"
-        raise SloFileError(path, index, fault)
+        refusal = f"{source.measure} has no statistic {source.statistic!r}, only {known} ({here}.statistic)"
+        raise SloFileError(path, index, refusal)
     if (source.endpoint is None) == (source.measure is Measure.LATENCY):
-        fault = "needs an endpoint" if source.endpoint is None else "takes no endpoint"
-        raise SloFileError(path, index, f"{source.measure} {fault} ({here}.endpoint)")
+        need = "needs an endpoint" if source.endpoint is None else "takes no endpoint"
+        raise SloFileError(path, index, f"{source.measure} {need} ({here}.endpoint)")
     if objective.op not in OPS[source.measure]:
         known = " or ".join(OPS[source.measure])
         raise SloFileError(path, index, f"{source.measure} is compared by {known} (spec.objectives[0].op)")

@@ -35,12 +35,8 @@ def judge(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
         reason = f"{open_ended} of {plural(len(bounds), 'runs')} was not seen finished while it was polled."
     interval = None
     if math.isfinite(lower):
-        interval = interval_of(
-            "slowest run", "s", lower if math.isinf(upper) else upper, (lower, upper), slo.limit
-        )
-    return verdict_of(
-        slo, mode, status, reason, measured=upper, size=len(bounds), of="runs", interval=interval
-    )
+        interval = interval_of("slowest run", "s", lower if math.isinf(upper) else upper, (lower, upper), slo.limit)
+    return verdict_of(slo, mode, status, reason, measured=upper, size=len(bounds), of="runs", interval=interval)
 
 
 def completion_bounds(runs: pd.DataFrame) -> pd.DataFrame:

@@ -53,9 +53,7 @@ def build_dataset(sets: Collection[tuple[Manifest, pd.DataFrame, pd.DataFrame, p
         parents = run_rows.set_index("run_key")["parent_run_key"].dropna().to_dict()
         roots = {key: parents.get(key, key) for key in {*sample_rows["run_key"], *run_rows["run_key"]}}
         samples.append(
-            sample_rows.assign(
-                measurement_id=manifest.measurement_id, root_key=sample_rows["run_key"].map(roots)
-            )
+            sample_rows.assign(measurement_id=manifest.measurement_id, root_key=sample_rows["run_key"].map(roots))
         )
         runs.append(run_rows.assign(**name, root_key=run_rows["run_key"].map(roots)))
         resources.append(resource_rows.assign(**name))

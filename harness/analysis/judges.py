@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import pandas as pd
 
 from harness.analysis import completion, throughput
 from harness.analysis.dataset import GROUPED_BY_TRIAL, Dataset, counted_from_send, groups_of, waited_ms
@@ -77,12 +78,11 @@ def judge_mean(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
             f"end, so the mean has no upper bound."
         )
         return verdict_of(slo, mode, Status.FAIL, reason, size=int(groups.max()) + 1, of=unit, shown=shown)
-    sums, counts = np.bincount(groups, weights=waited), np.bincount(groups).astype(np.float64)
+    counts = np.bincount(groups).astype(np.float64)
+    sums = np.bincount(groups, weights=waited).astype(np.float64)
     bounds = ratio_bounds(sums, counts)
     if bounds.lower is None or bounds.upper is None:
-        reason = (
-            f"{plural(bounds.units, unit)} say next to nothing about their spread; a bound needs {MIN_UNITS}."
-        )
+        reason = f"{plural(bounds.units, unit)} say next to nothing about their spread; a bound needs {MIN_UNITS}."
         return verdict_of(
             slo, mode, Status.INCONCLUSIVE, reason, measured=bounds.estimate, size=bounds.units, of=unit,
             effective=bounds.effective, more=more_for_ratio(bounds, slo.limit), shown=shown,
@@ -136,9 +136,7 @@ def judge_failed_count(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     failed = int(is_failed.sum())
     status = Status.PASS if slo.op.holds(failed, slo.limit) else Status.FAIL
     what = "No" if failed == 0 else f"{failed:,}"
-    reason = (
-        f"{what} failed response among {plural(len(rows), 'requests')} of this sample, every one counted."
-    )
+    reason = f"{what} failed response among {plural(len(rows), 'requests')} of this sample, every one counted."
     if failed != 1:
         reason = reason.replace("response", "responses")
     if failed:
@@ -151,9 +149,7 @@ def judge_failed_count(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
 
 def judge_error_share(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     """Bound the share of failed requests of all endpoints together."""
-    rows = data.samples.sort_values(
-        ["measurement_id", "intended_at_ns", "sent_at_ns", "run_key"], kind="stable"
-    )
+    rows = data.samples.sort_values(["measurement_id", "intended_at_ns", "sent_at_ns", "run_key"], kind="stable")
     if rows.empty:
         return verdict_of(slo, mode, Status.INCONCLUSIVE, f"The {mode.value} samples hold no request at all.")
     is_failed: Bools = (rows["outcome"] != Outcome.OK.value).to_numpy(dtype=bool)
@@ -195,10 +191,8 @@ def _more(status: Status, more: int | None, unit: str) -> str:
     return f" {plural(more, f'more {unit}')} like these would settle it."
 
 
-def _worst(outcomes: object, statuses: object) -> str:
+def _worst(outcomes: pd.Series, statuses: pd.Series) -> str:
     """Return the commonest failures, such as "http_error 503: 3." """
-    import pandas as pd
-
-    kinds = pd.Series(outcomes).str.cat(pd.Series(statuses).astype("string").fillna(""), sep=" ").str.strip()
+    kinds = outcomes.str.cat(statuses.astype("string").fillna(""), sep=" ").str.strip()
     counts = kinds.dropna().value_counts().sort_index()
     return "; ".join(f"{kind}: {count}" for kind, count in counts.items()) + "."

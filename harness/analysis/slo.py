@@ -60,9 +60,7 @@ class Op(enum.StrEnum):
 
     def holds(self, value: float, limit: float) -> bool:
         """Say whether the value meets the limit."""
-        return {"lt": value < limit, "lte": value <= limit, "gt": value > limit, "gte": value >= limit}[
-            self.value
-        ]
+        return {"lt": value < limit, "lte": value <= limit, "gt": value > limit, "gte": value >= limit}[self.value]
 
 
 STATISTICS: dict[Measure, tuple[Statistic, ...]] = {
@@ -99,9 +97,7 @@ class Slo(msgspec.Struct, frozen=True):
     statistic: Statistic
     op: Op
     target: float  # in the unit of its measure
-    margin: (
-        float  # share of the target by which it may be missed before the promise counts as broken; 0 = none
-    )
+    margin: float  # share of the target by which it may be missed before the promise counts as broken; 0 = none
 
     @property
     def limit(self) -> float:
@@ -113,11 +109,7 @@ class Slo(msgspec.Struct, frozen=True):
     def requirement(self) -> str:
         """Return the promise in short, such as "mean < 300 ms"."""
         unit = UNITS[self.measure]
-        target = (
-            percent(self.target)
-            if self.statistic is Statistic.ERROR_SHARE
-            else f"{number(self.target)} {unit}"
-        )
+        target = percent(self.target) if self.statistic is Statistic.ERROR_SHARE else f"{number(self.target)} {unit}"
         words = {
             "failed_count": "failed",
             "error_share": "errors",
@@ -184,7 +176,7 @@ def verdict_of(
     more: int | None = None,
     shown: dict[str, float | None] | None = None,
 ) -> Verdict:
-    """Return a verdict with its numbers rounded to six significant digits, so that its bytes never depend on the last bit."""
+    """Return a verdict, its numbers rounded to six significant digits: its bytes never depend on the last bit."""
     known = None if measured is None or not math.isfinite(measured) else rounded(measured)
     return Verdict(
         name=slo.name,

@@ -48,9 +48,7 @@ def judge(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
         return verdict_of(slo, mode, Status.INCONCLUSIVE, reason, of=unit)
     key = "trial" if grouped else "root_key"
     units = spans.groupby(["measurement_id", key], sort=False)[["ticks", "busy_s"]].sum()
-    bounds = ratio_bounds(
-        units["ticks"].to_numpy(dtype=np.float64), units["busy_s"].to_numpy(dtype=np.float64)
-    )
+    bounds = ratio_bounds(units["ticks"].to_numpy(dtype=np.float64), units["busy_s"].to_numpy(dtype=np.float64))
     head = f"{int(spans['ticks'].sum()):,} ticks in {number(float(spans['busy_s'].sum()))} s with an unfinished run"
     if bounds.lower is None or bounds.upper is None:
         reason = f"{head}, but {plural(bounds.units, unit)} say next to nothing; a bound needs {MIN_UNITS}."
@@ -61,11 +59,7 @@ def judge(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     lower = max(bounds.lower, 0.0)
     status = settle(slo.op, slo.limit, lower, bounds.upper)
     more = more_for_ratio(bounds, slo.limit) if status is Status.INCONCLUSIVE else None
-    side = (
-        f"above {number(lower)}"
-        if status is Status.PASS
-        else f"between {number(lower)} and {number(bounds.upper)}"
-    )
+    side = f"above {number(lower)}" if status is Status.PASS else f"between {number(lower)} and {number(bounds.upper)}"
     reason = f"{head}: {number(bounds.estimate)} per second, with 95 % confidence {side}."
     if more is not None:
         reason += f" {plural(more, f'more {unit}')} like these would settle it."
@@ -88,9 +82,7 @@ def busy_spans(runs: pd.DataFrame) -> pd.DataFrame:
     ended = runs["created_at_ns"] + (runs["server_completion_ms"] * 1e6)
     ended = ended.fillna(runs["first_finished_at_ns"]).fillna(runs["last_unfinished_at_ns"])
     known = runs.assign(ended_at_ns=ended).dropna(subset=["created_at_ns", "ended_at_ns", "ticks"])
-    known = known[known["ended_at_ns"] > known["created_at_ns"]].sort_values(
-        ["measurement_id", "created_at_ns"]
-    )
+    known = known[known["ended_at_ns"] > known["created_at_ns"]].sort_values(["measurement_id", "created_at_ns"])
     shares = [
         pd.Series(
             _shared_seconds(

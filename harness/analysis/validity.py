@@ -47,9 +47,7 @@ class Fault(enum.StrEnum):
 
     INCOMPLETE = "incomplete"  # the harness was killed before its end, and --partial was not given
     LOST_ROWS = "lost_rows"  # fewer rows than planned requests, or a create without the record of its run
-    DUPLICATE_ROWS = (
-        "duplicate_rows"  # the same request twice, the same run twice, the same measurement twice
-    )
+    DUPLICATE_ROWS = "duplicate_rows"  # the same request twice, the same run twice, the same measurement twice
     MIXED_MEASUREMENTS = "mixed_measurements"  # rows of another mode, or repetitions of different systems
     CLOCK_STEP = "clock_step"  # wall and monotonic clock disagree about the duration
     CLOCK_SKEW = "clock_skew"  # rows outside of the measurement's time
@@ -195,9 +193,7 @@ def _latencies(samples: pd.DataFrame) -> Found:
         both = ~np.isnan(given) & ~np.isnan(span)
         # Nanoseconds of days need more digits than a double has beside its milliseconds.
         off = both & (np.abs(given - span) > LATENCY_TOLERANCE_MS + 1e-12 * np.abs(span))
-        absent = (
-            np.isnan(given) & ~np.isnan(span) & (samples["outcome"] == Outcome.OK.value).to_numpy(dtype=bool)
-        )
+        absent = np.isnan(given) & ~np.isnan(span) & (samples["outcome"] == Outcome.OK.value).to_numpy(dtype=bool)
         count = int((off | absent).sum())
         if count:
             yield (
@@ -211,9 +207,7 @@ def _outcomes(manifest: Manifest, samples: pd.DataFrame) -> Found:
     """Check each outcome against its HTTP status and its instants."""
     status = samples["status"]
     good = (status.between(200, 299) | (status == 304)).fillna(value=False)
-    ours = (
-        manifest.mode != Mode.IMPORT
-    )  # an imported tool may not tell the status, or reject a 200 by its own check
+    ours = manifest.mode != Mode.IMPORT  # an imported tool may not tell the status, or reject a 200 by its own check
     rules = {
         Outcome.OK: (~good & (status.notna() | ours), "are ok without a good status"),
         Outcome.HTTP_ERROR: (
@@ -232,9 +226,7 @@ def _outcomes(manifest: Manifest, samples: pd.DataFrame) -> Found:
             yield Fault.OUTCOME_MISMATCH, f"{plural(count, 'requests')} {words}.", count
     unknown_end = (samples["outcome"] == Outcome.OK.value) & samples["done_at_ns"].isna() & ours
     if int(unknown_end.sum()):
-        detail = (
-            f"{plural(int(unknown_end.sum()), 'requests')} are ok without a moment at which they were done."
-        )
+        detail = f"{plural(int(unknown_end.sum()), 'requests')} are ok without a moment at which they were done."
         yield Fault.OUTCOME_MISMATCH, detail, int(unknown_end.sum())
 
 
