@@ -52,15 +52,18 @@ def load(samples: Sequence[str | Path] = (), slo_file: str | Path = SLO_FILE, *,
     Relative paths are those of the working directory, or else of the checkout that holds it, so that a notebook finds
     them too. Raises SampleSetError for files that cannot be read and SloFileError for promises that cannot.
     """
-    paths = [_find(Path(path)) for path in samples] or [newest_sample_set(_find(SAMPLES))]
-    slos = read_slos(_find(Path(slo_file)))
+    paths = [find_in_checkout(Path(path)) for path in samples] or [newest_sample_set(find_in_checkout(SAMPLES))]
+    slos = read_slos(find_in_checkout(Path(slo_file)))
     data = build_dataset([_frames(path) for path in paths])
     findings = find_faults(data, partial=partial)
     return Evaluation(data, slos, findings, () if findings else judge_all(slos, data))
 
 
-def _find(path: Path) -> Path:
-    """Return the path as it is if it exists, else below the nearest folder above that has it, else as it is."""
+def find_in_checkout(path: Path) -> Path:
+    """Return a path as it is if it exists or is absolute, else below the nearest folder above that has it.
+
+    So a notebook finds `data/slo.yaml` from within `notebooks/`. A path found nowhere is returned as it is.
+    """
     if path.exists() or path.is_absolute():
         return path
     return next((above / path for above in Path.cwd().parents if (above / path).exists()), path)

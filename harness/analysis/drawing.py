@@ -15,8 +15,10 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.backends.backend_svg
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from harness.analysis.slo import number
 from harness.sample import Endpoint
@@ -41,9 +43,6 @@ MARKERS = {
 STYLE: Any = {  # the stubs want each key of the library spelled as a literal type
     "font.family": "DejaVu Sans",  # ships with the library, so that every machine draws the same
     "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlepad": 6,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#9A9A9A",
@@ -73,12 +72,17 @@ class Drawing:
     alt: str  # what it shows, in words and numbers
     svg: bytes
 
-    def _repr_html_(self) -> str:
+    @property
+    def markup(self) -> str:
+        """Return it as HTML that loads nothing."""
         encoded = base64.b64encode(self.svg).decode()
         return (
             f'<figure class="plot"><img alt="{html.escape(self.alt, quote=True)}" '
             f'src="data:image/svg+xml;base64,{encoded}" style="max-width: 100%; height: auto;"/></figure>'
         )
+
+    def _repr_html_(self) -> str:
+        return self.markup
 
     def __str__(self) -> str:
         """Return the description alone."""
@@ -102,6 +106,18 @@ def finish(figure: Figure, title: str, alt: str) -> Drawing:
     with mpl.rc_context(STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white", dpi=150)
     return Drawing(title, alt, out.getvalue())
+
+
+def name_panel(axis: Axes, text: str, colour: str = INK) -> None:
+    """Write what a panel shows above its left edge."""
+    axis.set_title(text, color=colour, loc="left", fontsize=10, fontweight="bold", pad=6)
+
+
+def scale_log(axis: Axis) -> None:
+    """Put plain numbers at 1, 2 and 5 of each decade of a logarithmic axis."""
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
 def colour_of(endpoint: Endpoint) -> str:

@@ -28,7 +28,9 @@ from harness.analysis.drawing import (
     colour_of,
     finish,
     milliseconds,
+    name_panel,
     new_figure,
+    scale_log,
 )
 from harness.analysis.quantiles import quantile
 from harness.analysis.slo import Measure, Slo, Statistic, Status, Verdict, number, percent, plural
@@ -43,7 +45,7 @@ PARTS = {
 }
 """Server-Timing's parts, which add up to the service's share; the rest is what the client waited beyond them."""
 
-TAIL_TICKS = (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
+TAIL_TICKS = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
 
 
 def percentiles(data: Dataset, slos: Iterable[Slo]) -> Drawing:
@@ -102,8 +104,9 @@ def _percentile_panel(axis: Axes, endpoint: Endpoint, waited: Floats, slos: Coll
     axis.xaxis.set_major_locator(FixedLocator([1.0 / (1.0 - q) for q in ticks]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"p{(1.0 - 1.0 / x) * 100:.5g}"))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axis.set_title(f"{endpoint.value}, {plural(n, 'requests')}", color=colour_of(endpoint), loc="left")
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y)))
+    name_panel(axis, f"{endpoint.value}, {plural(n, 'requests')}", colour_of(endpoint))
 
 
 def latency_over_time(data: Dataset) -> Drawing:
@@ -125,9 +128,8 @@ def latency_over_time(data: Dataset) -> Drawing:
                       transform=axis.transAxes)  # fmt: skip
         low, high = (float(waited[good].min()), float(waited[good].max())) if good.any() else (1.0, 10.0)
         axis.set_ylim(low / 1.8, max(high, low * 4.0) * 2.2)
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.set_title(f"{endpoint.value}, ms", color=colour_of(endpoint), loc="left")
+        scale_log(axis.yaxis)
+        name_panel(axis, f"{endpoint.value}, ms", colour_of(endpoint))
         said.append(
             f"{endpoint.value}: {plural(int(good.sum()), 'requests')} between {milliseconds(low)} and "
             f"{milliseconds(high)}, {plural(int((~good).sum()), 'failures')}"
@@ -191,17 +193,17 @@ def resources(data: Dataset) -> Drawing:
     figure, axes = new_figure(max(len(told), 1), 1, height=1.05 * max(len(told), 1) + 0.8, sharex=True)
     said = []
     for axis, (title, lines) in zip(axes, told, strict=False):
-        for place, (column, label, colour, style) in enumerate(lines):
+        right = 1.0
+        for column, label, colour, style in reversed(lines):
             rows = data.resources.dropna(subset=column).sort_values(["measurement_id", "at_ns"])
             at_s, values = seconds_since_start(data, rows, "at_ns"), rows[column].to_numpy(dtype=np.float64)
             axis.plot(at_s, values, color=colour, ls=style, lw=1.6, marker="o", ms=2.6)
             if label:
-                axis.text(1.0 - 0.2 * (len(lines) - 1 - place) - 0.01, 1.03, label, color=colour, ha="right", size=8,
-                          transform=axis.transAxes)  # fmt: skip
+                axis.text(right, 1.06, label, color=colour, ha="right", size=8.5, transform=axis.transAxes)
+                right -= 0.012 * len(label) + 0.02  # a letter is about so wide
             said.append(f"{label or title}: mean {number(float(values.mean()))}, most {number(float(values.max()))}")
-        axis.set_title(title, loc="left")
-        axis.set_ylim(bottom=0)
-        axis.margins(y=0.15)
+        name_panel(axis, title)
+        axis.set_ylim(0.0, max(1.0, axis.get_ylim()[1]) * 1.1)
     if not told:
         axes[0].text(0.5, 0.5, "no resources were recorded", ha="center", transform=axes[0].transAxes)
     axes[-1].set_xlabel("seconds since the measurement began")

@@ -129,7 +129,7 @@ class Status(enum.StrEnum):
     NOT_APPLICABLE = "NOT_APPLICABLE"  # no sample set of its modes: does not count
 
 
-class Interval(msgspec.Struct, frozen=True):
+class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The quantity on which the verdict rests, with its one-sided 95 % bounds."""
 
     of: str  # "mean latency", or "share of slow snapshot requests"
@@ -140,7 +140,7 @@ class Interval(msgspec.Struct, frozen=True):
     limit: float  # both bounds on its right side: PASS; both on its wrong side: FAIL
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the samples of one mode prove about one promise."""
 
     name: str  # of the promise

@@ -48,7 +48,18 @@ def verdict_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     ]
     numbers = ("target", "margin", "measured", "estimate", "lower", "upper", "limit", "effective_size")
     types = dict.fromkeys(numbers, "Float64") | {"sample_size": "Int64", "more_needed": "Int64"}
-    words = ["name", "title", "mode", "verdict", "requirement", "unit", "bounded", "bound_unit", "sample_unit", "reason"]
+    words = [
+        "name",
+        "title",
+        "mode",
+        "verdict",
+        "requirement",
+        "unit",
+        "bounded",
+        "bound_unit",
+        "sample_unit",
+        "reason",
+    ]
     columns = list(rows[0]) if rows else [*types, *words]
     return pd.DataFrame(rows, columns=columns).astype(types | dict.fromkeys(words, "string"))
 

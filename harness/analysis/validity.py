@@ -57,7 +57,7 @@ class Fault(enum.StrEnum):
     GENERATOR_LATE = "generator_late"  # the schedule was not kept
 
 
-class Finding(msgspec.Struct, frozen=True):
+class Finding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One reason not to trust a measurement."""
 
     fault: Fault

@@ -24,9 +24,7 @@ SIZES = st.integers(min_value=1, max_value=100)
         (Mode.SOAK, 3, 10, ClosedLoop((1, 1, 1), 1, 2.5)),  # one after another, whatever the burst size
     ],
 )
-def test_a_closed_loop_starts_groups_as_its_mode_says(
-    mode: Mode, runs: int, burst_size: int, plan: ClosedLoop
-) -> None:
+def test_a_closed_loop_starts_groups_as_its_mode_says(mode: Mode, runs: int, burst_size: int, plan: ClosedLoop) -> None:
     assert closed_loop(mode, runs, burst_size, 2.5) == plan
 
 
