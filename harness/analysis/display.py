@@ -6,15 +6,17 @@ Everything here is an object that Jupyter shows by itself; nothing is computed t
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import html
 from collections.abc import Collection, Sequence
 
 import pandas as pd
 from pandas.io.formats.style import Styler
+from pandas.io.formats.style_render import CSSDict
 
 from harness.analysis import tables
 from harness.analysis.dataset import Dataset
-from harness.analysis.slo import Interval, Status, Verdict, number, overall, percent, plural
+from harness.analysis.slo import Interval, Status, Verdict, number, overall, percent, plural, with_unit
 from harness.analysis.validity import Finding
 from harness.errors import ExitCode
 
@@ -96,7 +98,7 @@ def verdicts(found: Collection[Verdict]) -> Styler:
             "Reason": [one.reason for one in found],
         }
     )
-    return _styled(frame, numeric=("Measured", "95 % bounds", "Sample"))
+    return _styled(frame, numeric=("Measured", "95 % bounds"))
 
 
 def latencies(data: Dataset) -> Styler:
@@ -203,8 +205,8 @@ def measured_text(verdict: Verdict) -> str:
         return "—"
     if verdict.statistic == "error_share":
         return percent(verdict.measured)
-    aside = "".join(f"; {name} {number(value)}" for name, value in verdict.shown.items() if value is not None)
-    return f"{number(verdict.measured)} {verdict.unit}".strip() + aside
+    aside = "".join(f" ({name} {number(value)})" for name, value in verdict.shown.items() if value is not None)
+    return with_unit(verdict.measured, verdict.unit) + aside
 
 
 def bounds_text(interval: Interval | None) -> str:
@@ -216,7 +218,7 @@ def bounds_text(interval: Interval | None) -> str:
         return f"{ends} slow" if "slow" in interval.of else ends
     if interval.lower == interval.upper:
         return "counted"
-    return f"{number(interval.lower)} to {number(interval.upper)} {interval.unit}"
+    return f"{number(interval.lower)} to {with_unit(interval.upper, interval.unit)}"
 
 
 def sample_text(verdict: Verdict) -> str:
@@ -240,19 +242,29 @@ def _capital(words: str) -> str:
 
 def _styled(frame: pd.DataFrame, numeric: Sequence[str]) -> Styler:
     """Return a table without row numbers, with numbers to the right; its markup is the same every time."""
-    styler = frame.style.hide(axis="index").set_uuid("t").set_table_attributes('class="table"')
     classes = pd.DataFrame("", index=frame.index, columns=frame.columns)
     for column in numeric:
         if column in classes:
             classes[column] = "number"
     if "Verdict" in frame:
-        classes["Verdict"] = frame["Verdict"].str.split(" ", n=1).str[1].str.lower().str.replace(" ", "-")
-        classes["Verdict"] = "verdict " + classes["Verdict"]
-    styler = styler.format(escape="html").set_td_classes(classes)
-    return styler.set_table_styles(
-        [
-            {"selector": "td, th", "props": "text-align: left; vertical-align: top;"},
-            {"selector": "td.number", "props": "text-align: right; font-variant-numeric: tabular-nums;"},
-        ],
-        overwrite=False,
-    )
+        words = frame["Verdict"].str.split(" ", n=1).str[1]
+        classes["Verdict"] = "verdict " + words.str.lower().str.replace(" ", "-")
+    if "Reason" in frame:
+        classes["Reason"] = "wide"
+    rules: list[CSSDict] = [
+        {"selector": "td, th", "props": "text-align: left; vertical-align: top;"},
+        {"selector": "td.number", "props": "text-align: right; font-variant-numeric: tabular-nums;"},
+    ]
+    rules += [
+        {"selector": f"th.col{place}", "props": "text-align: right;"}
+        for place, column in enumerate(frame.columns)
+        if column in numeric
+    ]
+    styler = Styler(frame, cell_ids=False, uuid=_fingerprint(frame)).hide(axis="index")
+    styler = styler.set_table_attributes('class="table"').format(escape="html").set_td_classes(classes)
+    return styler.set_table_styles(rules)
+
+
+def _fingerprint(frame: pd.DataFrame) -> str:
+    """Return a name for a table's style that is the same for the same table and no other on its page."""
+    return hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()[:8]

@@ -135,6 +135,7 @@ def latency_over_time(data: Dataset) -> Drawing:
             f"{milliseconds(high)}, {plural(int((~good).sum()), 'failures')}"
         )
     axes[-1].set_xlabel("seconds since the measurement began")
+    axes[-1].set_xlim(*_time_limits(data))
     return finish(figure, "Latency over time", f"Latency of each request over time. {'; '.join(said) or 'No request'}.")
 
 
@@ -200,13 +201,14 @@ def resources(data: Dataset) -> Drawing:
             axis.plot(at_s, values, color=colour, ls=style, lw=1.6, marker="o", ms=2.6)
             if label:
                 axis.text(right, 1.06, label, color=colour, ha="right", size=8.5, transform=axis.transAxes)
-                right -= 0.012 * len(label) + 0.02  # a letter is about so wide
+                right -= 0.0088 * len(label) + 0.02  # a letter is about so wide
             said.append(f"{label or title}: mean {number(float(values.mean()))}, most {number(float(values.max()))}")
         name_panel(axis, title)
         axis.set_ylim(0.0, max(1.0, axis.get_ylim()[1]) * 1.1)
     if not told:
         axes[0].text(0.5, 0.5, "no resources were recorded", ha="center", transform=axes[0].transAxes)
     axes[-1].set_xlabel("seconds since the measurement began")
+    axes[-1].set_xlim(*_time_limits(data))
     return finish(figure, "The machine meanwhile", f"Resources once a second. {'; '.join(said) or 'None recorded'}.")
 
 
@@ -254,6 +256,13 @@ def seconds_since_start(data: Dataset, rows: pd.DataFrame, column: str) -> Float
     at_ns = rows[column].fillna(rows["done_at_ns"]) if "done_at_ns" in rows else rows[column]
     since = (at_ns - rows["measurement_id"].map(starts).astype("Int64")) / 1e9
     return since.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _time_limits(data: Dataset) -> tuple[float, float]:
+    """Return the ends of the time axis in seconds: the longest measurement, with a little room."""
+    clocks = [manifest.clock for manifest in data.manifests]
+    longest = max((one.end.monotonic_ns - one.start.monotonic_ns) / 1e9 for one in clocks)
+    return -0.02 * longest, 1.02 * longest
 
 
 def _endpoints(data: Dataset) -> list[Endpoint]:

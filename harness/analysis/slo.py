@@ -108,16 +108,13 @@ class Slo(msgspec.Struct, frozen=True):
     @property
     def requirement(self) -> str:
         """Return the promise in short, such as "mean < 300 ms"."""
-        unit = UNITS[self.measure]
-        target = percent(self.target) if self.statistic is Statistic.ERROR_SHARE else f"{number(self.target)} {unit}"
-        words = {
-            "failed_count": "failed",
-            "error_share": "errors",
-            "per_busy_second": "ticks",
-            "max": "slowest",
-        }
+        if self.statistic is Statistic.FAILED_COUNT and self.limit == 0.0:
+            return "none failed"
+        shares = self.statistic is Statistic.ERROR_SHARE
+        target = percent(self.target) if shares else with_unit(self.target, UNITS[self.measure])
+        words = {"failed_count": "failed", "error_share": "errors", "per_busy_second": "ticks", "max": "slowest"}
         margin = f" (margin {percent(self.margin)})" if self.margin else ""
-        return f"{words.get(self.statistic, self.statistic.value)} {self.op.sign} {target.strip()}{margin}"
+        return f"{words.get(self.statistic, self.statistic.value)} {self.op.sign} {target}{margin}"
 
 
 class Status(enum.StrEnum):
@@ -237,6 +234,11 @@ def number(value: float | None) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{float(f'{value:.3g}'):g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.4f}"
+
+
+def with_unit(value: float | None, unit: str) -> str:
+    """Return a number with its unit, such as "9.3 ms" or "280/s"."""
+    return f"{number(value)}{unit}" if unit.startswith("/") else f"{number(value)} {unit}".strip()
 
 
 def percent(share: float) -> str:
