@@ -102,9 +102,15 @@ def rows(batch: Iterable[Any]) -> str:
     return msgspec.json.encode(list(batch)).decode()
 
 
+_OUTAGE_CLASSES = ("08", "53", "57P")
+"""SQLSTATE beginnings: connection exceptions, insufficient resources, shutting down or starting up (appendix A)."""
+
+
 def is_outage(error: BaseException) -> bool:
     """Tell whether an error means that the database cannot be reached, rather than that a statement is wrong."""
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    if isinstance(error, DBAPIError) and (
+        error.connection_invalidated or str(getattr(error.orig, "sqlstate", None)).startswith(_OUTAGE_CLASSES)
+    ):
         return True
     if isinstance(error, (InterfaceError, OperationalError)):
         return True
