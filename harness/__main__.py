@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib
 import math
 import os
 import sys
@@ -180,7 +179,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _judge(samples: list[Path], notebooks: list[str] | None, out: Path | None, *, partial: bool) -> int:
     """Hand over to `report`, which is slow to import and not needed for making load."""
-    return int(importlib.import_module("harness.report").main(samples, notebooks, out, partial))
+    from harness.report import main as judge
+
+    return judge(samples, notebooks, out, partial)
 
 
 def _show(*lines: str) -> None:

@@ -22,7 +22,7 @@ from typing import IO
 
 import psutil
 
-from harness.client import split_url
+from harness.address import split_url
 from harness.errors import BadUsage, StackFailed
 
 STACK_DIR_VARIABLE = "PLIMSOLL_STACK_DIR"  # where `python -m service up` keeps its files
