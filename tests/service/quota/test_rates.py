@@ -69,7 +69,7 @@ def test_the_script_reads_the_servers_clock_where_the_test_replaces_it() -> None
     assert SCRIPT.count(AT) == 1
 
 
-RATE = {Limit.RUN_CREATION: Rate(Fraction("0.5"), burst=2), Limit.SUBRUN_SPAWN: Rate(Fraction(1000), burst=100)}
+RATE = {Limit.RUN_CREATION: Rate(Fraction("0.5"), burst=2), Limit.SUBRUN_SPAWN: Rate(Fraction(1), burst=100)}
 
 
 async def test_a_rested_workspace_may_spend_its_burst_and_no_more(redis_url: str) -> None:

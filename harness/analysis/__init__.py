@@ -1,0 +1,7 @@
+"""Turns samples into verdicts. Tables in, tables out: nothing here opens a file, a socket or a clock.
+
+Reading order: `dataset` (what is judged), `validity` (may it be judged at all), `dependence` (how many independent
+requests it is worth), `quantiles` and `means` (what it proves, with bounds), `throughput` and `completion` (what a
+run's record proves), `slo` (Slo and Verdict, and which judge answers which question), then what a person sees:
+`tables` and `figures`.
+"""

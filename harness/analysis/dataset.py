@@ -1,0 +1,88 @@
+"""What is judged: the rows of one or more sample sets as data frames, each row knowing its measurement.
+
+Built by `evaluation` from files; everything in this package reads it and nothing changes it. Next: `validity`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis.dependence import Floats, Ints
+from harness.sample import Endpoint, Mode, Outcome
+from harness.sampleset import Manifest
+
+GROUPED_BY_TRIAL = frozenset({Mode.BURST, Mode.BURST_LIMITS})
+"""Modes whose runs start together, so that the burst and not the run is what repeats independently."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Sample sets read together, ordered by measurement id. Every frame has a `measurement_id` and a `mode` column."""
+
+    manifests: tuple[Manifest, ...]
+    samples: pd.DataFrame  # columns of harness.sample.Sample, plus `root_key` (the parent run's key)
+    runs: pd.DataFrame  # columns of harness.sample.RunRecord, plus `root_key`
+    resources: pd.DataFrame  # columns of harness.sample.ResourceSample
+
+    def of_modes(self, modes: Collection[Mode]) -> Dataset:
+        """Return the part that was measured in one of these modes."""
+        wanted = [mode.value for mode in modes]
+        return Dataset(
+            tuple(manifest for manifest in self.manifests if manifest.mode in wanted),
+            self.samples[self.samples["mode"].isin(wanted)],
+            self.runs[self.runs["mode"].isin(wanted)],
+            self.resources[self.resources["mode"].isin(wanted)],
+        )
+
+    def of_endpoint(self, endpoint: Endpoint) -> pd.DataFrame:
+        """Return the samples of one endpoint in the order in which they were due."""
+        rows = self.samples[self.samples["endpoint"] == endpoint.value]
+        return rows.sort_values(["measurement_id", "intended_at_ns", "sent_at_ns", "run_key"], kind="stable")
+
+
+def build_dataset(sets: Collection[tuple[Manifest, pd.DataFrame, pd.DataFrame, pd.DataFrame]]) -> Dataset:
+    """Return the dataset of sample sets, each given as manifest, samples, runs and resources."""
+    ordered = sorted(sets, key=lambda one: one[0].measurement_id)
+    samples, runs, resources = [], [], []
+    for manifest, sample_rows, run_rows, resource_rows in ordered:
+        name = {"measurement_id": manifest.measurement_id, "mode": manifest.mode}
+        parents = run_rows.set_index("run_key")["parent_run_key"].dropna().to_dict()
+        roots = {key: parents.get(key, key) for key in {*sample_rows["run_key"], *run_rows["run_key"]}}
+        samples.append(
+            sample_rows.assign(measurement_id=manifest.measurement_id, root_key=sample_rows["run_key"].map(roots))
+        )
+        runs.append(run_rows.assign(**name, root_key=run_rows["run_key"].map(roots)))
+        resources.append(resource_rows.assign(**name))
+    return Dataset(
+        tuple(manifest for manifest, *_ in ordered),
+        pd.concat(samples, ignore_index=True),
+        pd.concat(runs, ignore_index=True),
+        pd.concat(resources, ignore_index=True),
+    )
+
+
+def waited_ms(samples: pd.DataFrame) -> Floats:
+    """Return what each request waited, shape (n_requests,), in milliseconds; failures are infinitely slow.
+
+    From the intended moment; where an imported tool did not record it, from sending (see `counted_from_send`).
+    """
+    counted = samples["latency_ms"].fillna(samples["service_ms"])
+    ok = (samples["outcome"] == Outcome.OK.value).to_numpy(dtype=bool)
+    values = counted.to_numpy(dtype=np.float64, na_value=np.inf)
+    return np.where(ok, values, np.inf)
+
+
+def counted_from_send(samples: pd.DataFrame) -> bool:
+    """Say whether some of these latencies start at sending, so that coordinated omission is not excluded."""
+    return bool((samples["latency_ms"].isna() & samples["service_ms"].notna()).any())
+
+
+def groups_of(rows: pd.DataFrame) -> Ints:
+    """Number the independent unit of each row, shape (n_rows,): its burst where runs start together, else its run."""
+    burst = rows["mode"].isin([mode.value for mode in GROUPED_BY_TRIAL])
+    unit = rows["root_key"].astype(str).where(~burst, rows["trial"].astype(str))
+    return np.asarray(pd.factorize(rows["measurement_id"].astype(str) + "/" + unit)[0], dtype=np.int64)

@@ -1,0 +1,276 @@
+"""The figures of a report: what was waited, when, and where the time went.
+
+Each is drawn for light paper in the Okabe-Ito colours, which colour-blind readers can tell apart, and each series is
+also named in place and marked by shape, so that nothing is lost in greyscale. Every figure says in words what it
+shows (`alt`), with the same numbers as the tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from harness.analysis.dataset import Dataset, waited_ms
+from harness.analysis.dependence import Floats
+from harness.analysis.drawing import (
+    GREY,
+    INK,
+    MARKERS,
+    ORANGE,
+    PALE,
+    RED,
+    SKY,
+    Drawing,
+    colour_of,
+    finish,
+    milliseconds,
+    name_panel,
+    new_figure,
+    scale_log,
+)
+from harness.analysis.quantiles import quantile
+from harness.analysis.slo import Measure, Slo, Statistic, Status, Verdict, number, percent, plural
+from harness.sample import Endpoint
+
+PARTS = {
+    "server_db_ms": ("database", "#0072B2", ""),
+    "server_quota_ms": ("quota", "#E69F00", "///"),
+    "server_publish_ms": ("publish", "#009E73", "..."),
+    "server_app_ms": ("app", "#56B4E9", "\\\\\\"),
+    "rest": ("network, HTTP and client", "#D9D9D9", ""),
+}
+"""Server-Timing's parts, which add up to the service's share; the rest is what the client waited beyond them."""
+
+TAIL_TICKS = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
+
+
+def percentiles(data: Dataset, slos: Iterable[Slo]) -> Drawing:
+    """Draw each endpoint's latency at every percentile, the tail stretched (HdrHistogram's plot), beside its promise.
+
+    The grey corner is what a percentile promise forbids: the curve keeps the promise as long as it stays out of it.
+    """
+    endpoints = _endpoints(data)
+    figure, axes = new_figure(1, max(len(endpoints), 1), height=3.3, sharey=True)
+    said = []
+    for axis, endpoint in zip(axes, endpoints, strict=False):
+        waited = np.sort(waited_ms(data.of_endpoint(endpoint)))
+        own = [slo for slo in slos if slo.endpoint is endpoint and slo.measure is Measure.LATENCY]
+        _percentile_panel(axis, endpoint, waited, own)
+        text = ", ".join(f"p{q * 100:g} {_or_failed(quantile(waited, q))}" for q in (0.5, 0.95, 0.99))
+        said.append(f"{endpoint.value} ({plural(len(waited), 'requests')}): {text}")
+    if endpoints:
+        axes[0].set_ylabel("waited, ms (log scale)")
+    else:
+        axes[0].text(0.5, 0.5, "no request was recorded", ha="center", transform=axes[0].transAxes)
+    return finish(figure, "Latency by percentile", f"Latency at each percentile. {'; '.join(said) or 'No request'}.")
+
+
+def _percentile_panel(axis: Axes, endpoint: Endpoint, waited: Floats, slos: Collection[Slo]) -> None:
+    """Draw one endpoint's curve with its promises."""
+    n = len(waited)
+    answered = waited[np.isfinite(waited)]
+    most = max(2.0 * n, 20.0)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    # The i-th of n sorted values is the quantile of every q in ((i-1)/n, i/n]: a step, drawn against 1 / (1 - q).
+    reached = 1.0 / (1.0 - np.arange(len(answered)) / n)
+    axis.plot([*reached, most if len(answered) == n else 1.0 / (1.0 - len(answered) / n)],
+              [*answered, answered[-1]] if len(answered) else [], color=colour_of(endpoint), lw=2,
+              drawstyle="steps-post") if len(answered) else None  # fmt: skip
+    top = max([float(answered[-1]) if len(answered) else 1.0, *(slo.limit for slo in slos)]) * 2.2
+    bottom = (float(answered[0]) if len(answered) else 1.0) / 2.0
+    for slo in slos:
+        if slo.statistic.q is not None:
+            axis.fill_between([1.0, 1.0 / (1.0 - slo.statistic.q)], slo.limit, top * 10, color=PALE, lw=0, zorder=0)
+            edge = 1.0 / (1.0 - slo.statistic.q)
+            axis.plot([1.0, edge, edge], [slo.limit, slo.limit, top * 10], color=INK, lw=1, ls="--")
+        elif slo.statistic is Statistic.MEAN:
+            axis.axhline(slo.limit, color=INK, lw=1, ls=":")
+            if len(answered):
+                axis.axhline(float(answered.mean()), color=colour_of(endpoint), lw=1, ls=":")
+                axis.text(most * 0.92, float(answered.mean()) / 1.12, f"mean {milliseconds(float(answered.mean()))}",
+                          va="top", ha="right", color=colour_of(endpoint), size=8)  # fmt: skip
+        axis.text(1.15, slo.limit * 1.1, slo.requirement, va="bottom", color=INK, size=8)
+    if len(answered) < n:
+        axis.text(0.98, 0.03, f"{plural(n - len(answered), 'requests')} failed", ha="right", color=RED, size=8,
+                  transform=axis.transAxes)  # fmt: skip
+    axis.set_xlim(1.0, most)
+    axis.set_ylim(bottom, top)
+    ticks = [q for q in TAIL_TICKS if 1.0 / (1.0 - q) <= most]
+    axis.xaxis.set_major_locator(FixedLocator([1.0 / (1.0 - q) for q in ticks]))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"p{(1.0 - 1.0 / x) * 100:.5g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y)))
+    name_panel(axis, f"{endpoint.value}, {plural(n, 'requests')}", colour_of(endpoint))
+
+
+def latency_over_time(data: Dataset) -> Drawing:
+    """Draw each request at the moment it was due, one band per endpoint; crosses at the top are failures."""
+    endpoints = _endpoints(data)
+    figure, axes = new_figure(max(len(endpoints), 1), 1, height=1.25 * max(len(endpoints), 1) + 0.8, sharex=True)
+    said = []
+    for axis, endpoint in zip(axes, endpoints, strict=False):
+        rows = data.of_endpoint(endpoint)
+        waited, at_s = waited_ms(rows), seconds_since_start(data, rows, "intended_at_ns")
+        good = np.isfinite(waited)
+        axis.set_yscale("log")
+        axis.scatter(at_s[good], waited[good], s=11, color=colour_of(endpoint), marker=MARKERS[endpoint], lw=0,
+                     alpha=0.75, rasterized=len(waited) > 2000)  # fmt: skip
+        if not good.all():
+            axis.scatter(at_s[~good], np.full((~good).sum(), 0.93), s=26, color=RED, marker="x", lw=1.4, clip_on=False,
+                         transform=axis.get_xaxis_transform())  # fmt: skip
+            axis.text(1.0, 1.02, f"x {plural(int((~good).sum()), 'failures')}", color=RED, ha="right", size=8,
+                      transform=axis.transAxes)  # fmt: skip
+        low, high = (float(waited[good].min()), float(waited[good].max())) if good.any() else (1.0, 10.0)
+        axis.set_ylim(low / 1.8, max(high, low * 4.0) * 2.2)
+        scale_log(axis.yaxis)
+        name_panel(axis, f"{endpoint.value}, ms", colour_of(endpoint))
+        said.append(
+            f"{endpoint.value}: {plural(int(good.sum()), 'requests')} between {milliseconds(low)} and "
+            f"{milliseconds(high)}, {plural(int((~good).sum()), 'failures')}"
+        )
+    axes[-1].set_xlabel("seconds since the measurement began")
+    axes[-1].set_xlim(*_time_limits(data))
+    return finish(figure, "Latency over time", f"Latency of each request over time. {'; '.join(said) or 'No request'}.")
+
+
+def server_timing(data: Dataset) -> Drawing:
+    """Draw where a mean request's time went: the service's own parts (Server-Timing), then everything outside of it."""
+    endpoints = [one for one in _endpoints(data) if not _parts_of(data, one).empty]
+    figure, (axis,) = new_figure(1, 1, height=0.55 * max(len(endpoints), 1) + 1.25)
+    said = []
+    for row, endpoint in enumerate(endpoints):
+        parts, left = _parts_of(data, endpoint), 0.0
+        for name, (_, colour, hatch) in PARTS.items():
+            axis.barh(row, parts[name], left=left, color=colour, hatch=hatch, edgecolor="white", lw=0.8, height=0.62)
+            left += float(parts[name])
+        axis.text(left, row, f"  {milliseconds(left)}", va="center", color=INK, size=9)
+        words = ", ".join(f"{PARTS[name][0]} {milliseconds(float(parts[name]))}" for name in PARTS)
+        said.append(f"{endpoint.value} {milliseconds(left)}: {words}")
+    if endpoints:
+        longest = max(float(_parts_of(data, one).sum()) for one in endpoints)
+        axis.set_xlim(0, longest * 1.12)
+        axis.set_yticks(range(len(endpoints)), [one.value for one in endpoints])
+        axis.invert_yaxis()
+        handles = [axis.barh(0, 0, color=c, hatch=h, edgecolor="white", label=label) for label, c, h in PARTS.values()]
+        axis.legend(handles=handles, ncols=len(PARTS), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False,
+                    borderaxespad=0.2, handlelength=1.4, columnspacing=1.4)  # fmt: skip
+    else:
+        axis.text(0.5, 0.5, "no response carried Server-Timing", ha="center", transform=axis.transAxes)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel("mean over answered requests, ms from sending to the last byte")
+    text = "; ".join(said) or "No response carried Server-Timing"
+    return finish(figure, "Where the time went", f"Mean time per request by part. {text}.")
+
+
+def _parts_of(data: Dataset, endpoint: Endpoint) -> pd.Series:
+    """Return the mean of each part in ms over the endpoint's requests that carry all of them; empty when none does."""
+    names = [name for name in PARTS if name != "rest"]
+    known = data.of_endpoint(endpoint)[[*names, "service_ms"]].dropna().astype(np.float64)
+    if known.empty:
+        return pd.Series(dtype=np.float64)
+    means = known.mean()
+    rest = float(means["service_ms"]) - float(means[names].sum())
+    return pd.Series({**{name: float(means[name]) for name in names}, "rest": max(rest, 0.0)}, dtype=np.float64)
+
+
+def resources(data: Dataset) -> Drawing:
+    """Draw what the machine did meanwhile, once a second, on the time axis of the latencies."""
+    bands: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
+        ("CPU, %", (("cpu_percent", "whole machine", INK, "-"), ("harness_cpu_percent", "harness", SKY, ":"),
+                    ("service_cpu_percent", "service, 100 = one core", ORANGE, "--"))),
+        ("due ticks waiting", (("queue_depth", "", "#0072B2", "-"),)),
+        ("ticks per second", (("ticks_per_s", "", "#009E73", "-"),)),
+        ("generator lag, ms", (("generator_lag_ms", "", "#CC79A7", "-"),)),
+    )  # fmt: skip
+    told = [(title, [line for line in lines if data.resources[line[0]].notna().any()]) for title, lines in bands]
+    told = [(title, lines) for title, lines in told if lines]
+    figure, axes = new_figure(max(len(told), 1), 1, height=1.05 * max(len(told), 1) + 0.8, sharex=True)
+    said = []
+    for axis, (title, lines) in zip(axes, told, strict=False):
+        right = 1.0
+        for column, label, colour, style in reversed(lines):
+            rows = data.resources.dropna(subset=column).sort_values(["measurement_id", "at_ns"])
+            at_s, values = seconds_since_start(data, rows, "at_ns"), rows[column].to_numpy(dtype=np.float64)
+            axis.plot(at_s, values, color=colour, ls=style, lw=1.6, marker="o", ms=2.6)
+            if label:
+                axis.text(right, 1.06, label, color=colour, ha="right", size=8.5, transform=axis.transAxes)
+                right -= 0.0088 * len(label) + 0.02  # a letter is about so wide
+            said.append(f"{label or title}: mean {number(float(values.mean()))}, most {number(float(values.max()))}")
+        name_panel(axis, title)
+        axis.set_ylim(0.0, max(1.0, axis.get_ylim()[1]) * 1.1)
+    if not told:
+        axes[0].text(0.5, 0.5, "no resources were recorded", ha="center", transform=axes[0].transAxes)
+    axes[-1].set_xlabel("seconds since the measurement began")
+    axes[-1].set_xlim(*_time_limits(data))
+    return finish(figure, "The machine meanwhile", f"Resources once a second. {'; '.join(said) or 'None recorded'}.")
+
+
+def promises(verdicts: Collection[Verdict]) -> Drawing:
+    """Draw how much of each promise's limit is used up, with its bounds: left of the line is kept, right is broken."""
+    shown = [one for one in verdicts if one.interval is not None and one.interval.limit > 0.0]
+    figure, (axis,) = new_figure(1, 1, height=0.42 * max(len(shown), 1) + 1.1)
+    said = []
+    for row, verdict in enumerate(shown):
+        low, middle, high = _used(verdict)
+        colour = {Status.PASS: "#0072B2", Status.FAIL: RED}.get(verdict.verdict, GREY)
+        axis.plot([low, min(high, 1.6)], [row, row], color=colour, lw=4, solid_capstyle="butt", alpha=0.45)
+        if high > 1.6:  # beyond the edge of the drawing
+            axis.plot([1.585], [row], color=colour, marker=">", ms=7)
+        marker = {Status.PASS: "o", Status.FAIL: "X"}.get(verdict.verdict, "d")
+        axis.plot([min(middle, 1.6)], [row], color=colour, marker=marker, ms=7)
+        said.append(f"{verdict.title}: {percent(middle)} of the limit used, {verdict.verdict.value}")
+    axis.axvline(1.0, color=INK, lw=1.2)
+    axis.set_xlim(0.0, 1.6)
+    axis.set_ylim(max(len(shown), 1) - 0.4, -0.6)
+    names = [f"{one.title}, {one.requirement}" for one in shown]
+    axis.set_yticks(range(len(shown)), names)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x * 100:.0f} %"))
+    axis.tick_params(axis="y", length=0)
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel("of the limit used: the point is the estimate, the bar its 95 % bounds")
+    return finish(figure, "How near each promise is", f"Share of each limit used. {'; '.join(said) or 'None judged'}.")
+
+
+def _used(verdict: Verdict) -> tuple[float, float, float]:
+    """Return the low end, the estimate and the high end as shares of the limit; for a minimum the other way round."""
+    interval = verdict.interval
+    assert interval is not None  # noqa: S101 - the caller keeps those that have one
+    values = [interval.lower or 0.0, interval.estimate, np.inf if interval.upper is None else interval.upper]
+    if verdict.statistic is Statistic.PER_BUSY_SECOND:
+        values = [interval.limit / value if value > 0.0 else np.inf for value in reversed(values)]
+        return values[0], values[1], values[2]
+    low, middle, high = (value / interval.limit for value in values)
+    return low, middle, high
+
+
+def seconds_since_start(data: Dataset, rows: pd.DataFrame, column: str) -> Floats:
+    """Return each row's instant in seconds since its measurement began, shape (n_rows,)."""
+    starts = {manifest.measurement_id: manifest.clock.start.monotonic_ns for manifest in data.manifests}
+    at_ns = rows[column].fillna(rows["done_at_ns"]) if "done_at_ns" in rows else rows[column]
+    since = (at_ns - rows["measurement_id"].map(starts).astype("Int64")) / 1e9
+    return since.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _time_limits(data: Dataset) -> tuple[float, float]:
+    """Return the ends of the time axis in seconds: the longest measurement, with a little room."""
+    clocks = [manifest.clock for manifest in data.manifests]
+    longest = max((one.end.monotonic_ns - one.start.monotonic_ns) / 1e9 for one in clocks)
+    return -0.02 * longest, 1.02 * longest
+
+
+def _endpoints(data: Dataset) -> list[Endpoint]:
+    """Return the endpoints that were asked for, in the order of the scenario."""
+    asked = set(data.samples["endpoint"])
+    return [endpoint for endpoint in Endpoint if endpoint.value in asked]
+
+
+def _or_failed(value: float) -> str:
+    """Return a latency in words; infinity is a failure."""
+    return milliseconds(value) if np.isfinite(value) else "failed"

@@ -1,0 +1,247 @@
+"""May these samples be judged at all? Every finding here makes a measurement invalid, before any statistic.
+
+Looked for: rows lost or recorded twice, measurements mixed, clocks that stepped or disagree, instants out of order,
+outcomes that contradict their status, latencies that contradict their instants, and a generator that could not keep
+its schedule. Bytes that cannot be read at all were refused before, by `sampleset`. Next: `judges`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from harness.analysis.dataset import Dataset
+from harness.analysis.slo import number, percent, plural
+from harness.sample import Mode, Outcome
+from harness.sampleset import Manifest
+
+CLOSED_LOOP = frozenset({Mode.SMOKE, Mode.BURST, Mode.SOAK})
+"""Modes in which the next request waits for the last, and every create has a record of its run."""
+
+CLOCK_STEP_S = 0.1
+CLOCK_RATE = 0.001
+"""What wall and monotonic clock may disagree by: 0.1 s, or 0.1 % of the duration, twice what a time service slews."""
+
+OUTSIDE_S = 1.0
+"""How far a row may lie outside of the manifest's clock: the anchors are read before the first and after the last."""
+
+LATE_MS = {True: 250.0, False: 50.0}
+LATE_SHARE = {True: 0.05, False: 0.01}
+"""A generator is late when more than this share of requests left more than so long after they were due (closed loop:
+True). Open loop is strict, for lateness changes the load. In a closed loop it only lengthens latencies, which count
+from the intended moment; there it is judged when the numbers would speak of the generator more than of the service."""
+
+STALL_MS = 150.0
+"""In open loop, a second in which the generator's own loop woke so late lost its schedule."""
+
+LATENCY_TOLERANCE_MS = 0.001
+"""What latency_ms may differ from done - intended by: floating point, no more."""
+
+
+class Fault(enum.StrEnum):
+    """Why a measurement cannot be trusted."""
+
+    INCOMPLETE = "incomplete"  # the harness was killed before its end, and --partial was not given
+    LOST_ROWS = "lost_rows"  # fewer rows than planned requests, or a create without the record of its run
+    DUPLICATE_ROWS = "duplicate_rows"  # the same request twice, the same run twice, the same measurement twice
+    MIXED_MEASUREMENTS = "mixed_measurements"  # rows of another mode, or repetitions of different systems
+    CLOCK_STEP = "clock_step"  # wall and monotonic clock disagree about the duration
+    CLOCK_SKEW = "clock_skew"  # rows outside of the measurement's time
+    CLOCK_ORDER = "clock_order"  # done before sent, or sent before due
+    LATENCY_MISMATCH = "latency_mismatch"  # a latency that its instants do not give
+    OUTCOME_MISMATCH = "outcome_mismatch"  # an outcome that its status or its instants contradict
+    GENERATOR_LATE = "generator_late"  # the schedule was not kept
+
+
+class Finding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One reason not to trust a measurement."""
+
+    fault: Fault
+    measurement_id: str
+    detail: str  # one plain sentence
+    rows: int  # how many rows show it; 0 when it is not about rows
+
+
+def find_faults(data: Dataset, *, partial: bool = False) -> tuple[Finding, ...]:
+    """Return every reason not to trust these sample sets, in their order; empty when they may be judged.
+
+    With `partial`, a set that was cut short is taken for what it holds.
+    """
+    findings = [*_mixed(data)]
+    for manifest in data.manifests:
+        samples = data.samples[data.samples["measurement_id"] == manifest.measurement_id]
+        runs = data.runs[data.runs["measurement_id"] == manifest.measurement_id]
+        resources = data.resources[data.resources["measurement_id"] == manifest.measurement_id]
+        cut_short = partial and not manifest.complete
+        for fault, detail, rows in (
+            *_incomplete(manifest, partial=partial),
+            *_rows(manifest, samples, runs, cut_short=cut_short),
+            *_clocks(manifest, samples),
+            *_order(samples),
+            *_latencies(samples),
+            *_outcomes(manifest, samples),
+            *_lateness(manifest, samples, resources),
+        ):
+            findings.append(Finding(fault, manifest.measurement_id, detail, rows))
+    return tuple(findings)
+
+
+Found = Iterator[tuple[Fault, str, int]]
+
+
+def _mixed(data: Dataset) -> Iterator[Finding]:
+    """Look across sets: one read twice, or repetitions that measured different systems."""
+    seen: dict[str, Manifest] = {}
+    first: dict[str, Manifest] = {}
+    for manifest in data.manifests:
+        name = manifest.measurement_id
+        if name in seen:
+            yield Finding(Fault.DUPLICATE_ROWS, name, "The same measurement was given twice.", 0)
+        seen[name] = manifest
+        other = first.setdefault(manifest.mode, manifest)
+        for what in ("commit", "quota_revision"):
+            if getattr(manifest, what) != getattr(other, what):
+                detail = (
+                    f"Its {what.replace('_', ' ')} is {getattr(manifest, what)}, that of {other.measurement_id} is "
+                    f"{getattr(other, what)}: they are no repetitions of one {manifest.mode} measurement."
+                )
+                yield Finding(Fault.MIXED_MEASUREMENTS, name, detail, 0)
+
+
+def _incomplete(manifest: Manifest, *, partial: bool) -> Found:
+    """Look for a set whose harness was killed."""
+    if not manifest.complete and not partial:
+        yield Fault.INCOMPLETE, "It was cut short (complete: false); --partial judges what it holds.", 0
+
+
+def _rows(manifest: Manifest, samples: pd.DataFrame, runs: pd.DataFrame, *, cut_short: bool) -> Found:
+    """Compare the rows with the plan: one for each planned request, and a run for each create."""
+    missing = manifest.planned_requests - len(samples)
+    if missing > 0 and not cut_short:
+        detail = f"{plural(missing, 'rows')} of {manifest.planned_requests:,} planned requests are missing."
+        yield Fault.LOST_ROWS, detail, missing
+    on_wire = samples[samples["outcome"] != Outcome.NOT_SENT.value]
+    # A row per planned request: a second row of one request has all its instants, a request of its own never does.
+    twice = int(on_wire.duplicated().sum()) if manifest.mode != Mode.IMPORT else 0
+    if twice or missing < 0:
+        surplus = max(twice, -missing)
+        detail = f"{plural(surplus, 'rows')} more than planned requests: some were recorded twice."
+        yield Fault.DUPLICATE_ROWS, detail, surplus
+    same_run = int(runs["run_key"].duplicated().sum())
+    if same_run:
+        yield (
+            Fault.DUPLICATE_ROWS,
+            f"{plural(same_run, 'runs')} of runs.parquet are recorded twice.",
+            same_run,
+        )
+    other_mode = int((samples["mode"] != manifest.mode).sum())
+    if other_mode:
+        detail = f"{plural(other_mode, 'rows')} were measured in another mode than {manifest.mode}."
+        yield Fault.MIXED_MEASUREMENTS, detail, other_mode
+    creates = samples.loc[samples["endpoint"] == "create", "run_key"]
+    unknown = int((~creates.isin(runs["run_key"])).sum())
+    if manifest.mode in CLOSED_LOOP and unknown and not cut_short:
+        yield Fault.LOST_ROWS, f"{plural(unknown, 'creates')} have no record of their run.", unknown
+
+
+def _clocks(manifest: Manifest, samples: pd.DataFrame) -> Found:
+    """Compare the wall clock with the monotonic clock, and the rows with both ends."""
+    start, end = manifest.clock.start, manifest.clock.end
+    monotonic_s = (end.monotonic_ns - start.monotonic_ns) / 1e9
+    wall_s = (end.wall_ns - start.wall_ns) / 1e9
+    step = wall_s - monotonic_s
+    if monotonic_s < 0:
+        yield Fault.CLOCK_STEP, f"The monotonic clock ran backwards by {number(-monotonic_s)} s.", 0
+        return
+    if abs(step) > max(CLOCK_STEP_S, CLOCK_RATE * monotonic_s):
+        detail = f"The wall clock stepped by {number(step)} s against the monotonic clock in {number(monotonic_s)} s."
+        yield Fault.CLOCK_STEP, detail, 0
+    if manifest.mode == Mode.IMPORT:
+        return  # another tool's instants are of its own clock
+    earliest, latest = start.monotonic_ns - OUTSIDE_S * 1e9, end.monotonic_ns + OUTSIDE_S * 1e9
+    instants = samples[["intended_at_ns", "sent_at_ns", "done_at_ns"]]
+    outside = ((instants < earliest) | (instants > latest)).fillna(value=False).any(axis=1)
+    # The manifest of a set that was cut short was last written before its last rows.
+    count = int(outside.sum()) if manifest.complete else 0
+    if count:
+        yield Fault.CLOCK_SKEW, f"{plural(count, 'rows')} lie outside of the measurement's time.", count
+
+
+def _order(samples: pd.DataFrame) -> Found:
+    """Check that each request was due, sent, answered and done in this order, as far as the instants are known."""
+    steps = (
+        ("intended_at_ns", "sent_at_ns", "sent before they were due"),
+        ("sent_at_ns", "first_byte_at_ns", "answered before they were sent"),
+        ("sent_at_ns", "done_at_ns", "done before they were sent"),
+        ("first_byte_at_ns", "done_at_ns", "done before their first byte"),
+    )
+    for before, after, words in steps:
+        count = int((samples[after] < samples[before]).fillna(value=False).sum())
+        if count:
+            yield Fault.CLOCK_ORDER, f"{plural(count, 'requests')} were {words}.", count
+
+
+def _latencies(samples: pd.DataFrame) -> Found:
+    """Check both durations against the instants that give them."""
+    for column, origin in (("latency_ms", "intended_at_ns"), ("service_ms", "sent_at_ns")):
+        given = samples[column].to_numpy(dtype=np.float64, na_value=np.nan)
+        span = ((samples["done_at_ns"] - samples[origin]) / 1e6).to_numpy(dtype=np.float64, na_value=np.nan)
+        both = ~np.isnan(given) & ~np.isnan(span)
+        # Nanoseconds of days need more digits than a double has beside its milliseconds.
+        off = both & (np.abs(given - span) > LATENCY_TOLERANCE_MS + 1e-12 * np.abs(span))
+        absent = np.isnan(given) & ~np.isnan(span) & (samples["outcome"] == Outcome.OK.value).to_numpy(dtype=bool)
+        count = int((off | absent).sum())
+        if count:
+            yield (
+                Fault.LATENCY_MISMATCH,
+                f"{plural(count, 'rows')} have a {column} that their instants do not give.",
+                count,
+            )
+
+
+def _outcomes(manifest: Manifest, samples: pd.DataFrame) -> Found:
+    """Check each outcome against its HTTP status and its instants."""
+    status = samples["status"]
+    good = (status.between(200, 299) | (status == 304)).fillna(value=False)
+    ours = manifest.mode != Mode.IMPORT  # an imported tool may not tell the status, or reject a 200 by its own check
+    rules = {
+        Outcome.OK: (~good & (status.notna() | ours), "are ok without a good status"),
+        Outcome.HTTP_ERROR: (
+            good | status.isna() if ours else status.isna() & False,
+            "are errors with a good status",
+        ),
+        Outcome.REFUSED: (status.notna(), "are refused connections with a status"),
+        Outcome.NOT_SENT: (
+            samples["sent_at_ns"].notna() | status.notna(),
+            "were never sent and yet sent or answered",
+        ),
+    }
+    for outcome, (wrong, words) in rules.items():
+        count = int(((samples["outcome"] == outcome.value) & wrong.astype(bool)).sum())
+        if count:
+            yield Fault.OUTCOME_MISMATCH, f"{plural(count, 'requests')} {words}.", count
+    unknown_end = (samples["outcome"] == Outcome.OK.value) & samples["done_at_ns"].isna() & ours
+    if int(unknown_end.sum()):
+        detail = f"{plural(int(unknown_end.sum()), 'requests')} are ok without a moment at which they were done."
+        yield Fault.OUTCOME_MISMATCH, detail, int(unknown_end.sum())
+
+
+def _lateness(manifest: Manifest, samples: pd.DataFrame, resources: pd.DataFrame) -> Found:
+    """Check that requests left when they were due, and in open loop that the generator never stalled."""
+    closed = manifest.mode in CLOSED_LOOP
+    lag_ms = ((samples["sent_at_ns"] - samples["intended_at_ns"]) / 1e6).dropna()
+    late = int((lag_ms > LATE_MS[closed]).sum())
+    if late > LATE_SHARE[closed] * len(lag_ms):
+        detail = (
+            f"{plural(late, 'requests')} of {len(lag_ms):,} ({percent(late / len(lag_ms))}) left more than "
+            f"{number(LATE_MS[closed])} ms after they were due: the generator could not keep its schedule."
+        )
+        yield Fault.GENERATOR_LATE, detail, late
+    stalls = int((resources["generator_lag_ms"] > STALL_MS).fillna(value=False).sum())
+    if stalls and not closed and manifest.mode != Mode.IMPORT:
+        detail = f"In {plural(stalls, 'seconds')} the generator's own loop woke more than {number(STALL_MS)} ms late."
+        yield Fault.GENERATOR_LATE, detail, stalls

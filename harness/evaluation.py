@@ -1,0 +1,90 @@
+"""From paths to verdicts: what the report, the gate of a load run and every notebook call, so that all see the same.
+
+Reads the sample sets and the file of promises, asks whether the measurement may be judged, and only then judges.
+Next: `analysis/validity` and `analysis/judges`; `report` writes what is found here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from harness.analysis.dataset import Dataset, build_dataset
+from harness.analysis.judges import judge_all
+from harness.analysis.slo import Slo, Verdict, overall
+from harness.analysis.validity import Finding, find_faults
+from harness.errors import ExitCode
+from harness.sample import Mode
+from harness.sampleset import MANIFEST, Manifest, UnreadableFile, newest_sample_set, read_sample_set
+from harness.slofile import read_slos
+
+SLO_FILE = Path("data/slo.yaml")
+SAMPLES = Path("data/samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What was measured and what it proves."""
+
+    data: Dataset
+    slos: tuple[Slo, ...]
+    findings: tuple[Finding, ...]  # reasons not to trust the measurement; when there are any, nothing was judged
+    verdicts: tuple[Verdict, ...]  # empty when there are findings
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Return what a CI job sees."""
+        return overall(self.verdicts, valid=not self.findings)
+
+    @property
+    def measurement_ids(self) -> tuple[str, ...]:
+        """Return the measurements judged, in order."""
+        return tuple(manifest.measurement_id for manifest in self.data.manifests)
+
+
+def load(samples: Sequence[str | Path] = (), slo_file: str | Path = SLO_FILE, *, partial: bool = False) -> Evaluation:
+    """Read sample sets and judge them; without paths, the newest set of this checkout.
+
+    Relative paths are those of the working directory, or else of the checkout that holds it, so that a notebook finds
+    them too. Raises SampleSetError for files that cannot be read and SloFileError for promises that cannot.
+    """
+    paths = [find_in_checkout(Path(path)) for path in samples] or [newest_sample_set(find_in_checkout(SAMPLES))]
+    slos = read_slos(find_in_checkout(Path(slo_file)))
+    data = build_dataset([_frames(path) for path in paths])
+    findings = find_faults(data, partial=partial)
+    return Evaluation(data, slos, findings, () if findings else judge_all(slos, data))
+
+
+def find_in_checkout(path: Path) -> Path:
+    """Return a path as it is if it exists or is absolute, else below the nearest folder above that has it.
+
+    So a notebook finds `data/slo.yaml` from within `notebooks/`. A path found nowhere is returned as it is.
+    """
+    if path.exists() or path.is_absolute():
+        return path
+    return next((above / path for above in Path.cwd().parents if (above / path).exists()), path)
+
+
+def _frames(path: Path) -> tuple[Manifest, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return one set's manifest and its tables as data frames, whole numbers kept whole beside nulls."""
+    one = read_sample_set(path)
+    if one.manifest.mode not in {mode.value for mode in Mode}:
+        known = ", ".join(Mode)
+        raise UnreadableFile(path, MANIFEST, f"its mode is {one.manifest.mode!r}, this program knows {known}")
+    return one.manifest, _frame(one.samples), _frame(one.runs), _frame(one.resources)
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """Return a table as a data frame with nullable columns; categories become plain text, which compares by value."""
+    plain = table.cast(
+        pa.schema(
+            field.with_type(pa.string()) if pa.types.is_dictionary(field.type) else field for field in table.schema
+        )
+    )
+    types = {pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype(), pa.string(): pd.StringDtype()}
+    frame: pd.DataFrame = plain.to_pandas(types_mapper=types.get)
+    return frame

@@ -1,0 +1,165 @@
+"""The pages and files of a report that need no notebook: index.html, summary.md, junit.xml, and the tables.
+
+All say the same as `verdict.json`, each in the words of its reader: a person, a CI job's page, a test runner, a
+spreadsheet. Nothing here is computed anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import jinja2
+import pandas as pd
+
+from harness.analysis import display, figures, tables
+from harness.analysis.slo import Status
+from harness.evaluation import Evaluation
+
+TEMPLATES = Path(__file__).parent / "templates"
+TITLE = "Plimsoll load report"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+    """One notebook's page, as the index names it."""
+
+    file: str  # the HTML
+    notebook: str  # the executed notebook beside it
+    title: str
+    about: str
+
+
+def style() -> str:
+    """Return the style that all pages share; it is put into each, for they load nothing."""
+    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
+
+
+def footer(evaluation: Evaluation) -> str:
+    """Return the line below each page: what was judged, by which version."""
+    try:
+        version = importlib.metadata.version("plimsoll")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        version = "from a checkout"
+    return f"Plimsoll {version}. Judged: {', '.join(evaluation.measurement_ids)}."
+
+
+def write_index(path: Path, evaluation: Evaluation, pages: Sequence[Page], table_files: Sequence[str]) -> None:
+    """Write the page that a person opens first: the verdicts, then where to read on."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    markup = environment.get_template("index.html.j2").render(
+        css=style(),
+        title=TITLE,
+        word=display.heading(evaluation.verdicts, evaluation.findings),
+        conclusion=display.conclusion(evaluation.verdicts, evaluation.findings).markup,
+        verdicts=display.verdicts(evaluation.verdicts).to_html() if evaluation.verdicts else "",
+        promises=figures.promises(evaluation.verdicts).markup if evaluation.verdicts else "",
+        measurements=display.measurements(evaluation.data).to_html(),
+        pages=pages,
+        tables=table_files,
+        footer=footer(evaluation),
+    )
+    path.write_text(markup, encoding="utf-8")
+
+
+def write_tables(folder: Path, evaluation: Evaluation) -> list[str]:
+    """Write every table as CSV and Parquet; return the names of the CSV files. Invalid measurements have no numbers."""
+    folder.mkdir(exist_ok=True)
+    data = evaluation.data
+    frames: dict[str, pd.DataFrame] = {"measurements": tables.measurement_frame(data)}
+    if not evaluation.findings:
+        frames |= {
+            "verdicts": tables.verdict_frame(evaluation.verdicts),
+            "latencies": tables.latency_frame(data),
+            "runs": tables.run_frame(data),
+            "failures": tables.failure_frame(data),
+        }
+    for name, frame in frames.items():
+        frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+        frame.to_parquet(folder / f"{name}.parquet", index=False)
+    return [f"{name}.csv" for name in frames]
+
+
+def summary(evaluation: Evaluation) -> str:
+    """Return the verdicts as Markdown, for a CI job's page."""
+    first, *rest = display.sentences(evaluation.verdicts, evaluation.findings)
+    lines = [f"## {display.heading(evaluation.verdicts, evaluation.findings)}: {TITLE}", "", first, ""]
+    lines += [*(f"- {sentence}" for sentence in rest), ""] if rest else []
+    if evaluation.verdicts:
+        lines += ["| Verdict | Promise | Required | Measured | 95 % bounds | Sample |", "|---|---|---|---|---|---|"]
+        for one in evaluation.verdicts:
+            cells = [
+                f"{display.MARKS[one.verdict]} {one.verdict.value.replace('_', ' ')}",
+                one.title + (f" ({one.mode.value})" if one.mode else ""),
+                one.requirement,
+                display.measured_text(one),
+                display.bounds_text(one.interval),
+                display.sample_text(one),
+            ]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+    lines += [f"Judged: {', '.join(f'`{name}`' for name in evaluation.measurement_ids)}", ""]
+    return "\n".join(lines)
+
+
+def junit(evaluation: Evaluation) -> bytes:
+    """Return the verdicts as JUnit XML: FAIL is a failure, INCONCLUSIVE and INVALID are errors, the rest skipped."""
+    suite = ElementTree.Element("testsuite", name="plimsoll")
+    counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for finding in evaluation.findings:
+        case = ElementTree.SubElement(suite, "testcase", classname="validity", name=finding.fault.value)
+        ElementTree.SubElement(case, "error", type="INVALID", message=f"{finding.measurement_id}: {finding.detail}")
+        counts["tests"] += 1
+        counts["errors"] += 1
+    kinds = {
+        Status.FAIL: ("failure", "failures"),
+        Status.INCONCLUSIVE: ("error", "errors"),
+        Status.NOT_APPLICABLE: ("skipped", "skipped"),
+    }
+    for one in evaluation.verdicts:
+        classname = f"slo.{one.mode.value}" if one.mode else "slo"
+        case = ElementTree.SubElement(suite, "testcase", classname=classname, name=one.name)
+        counts["tests"] += 1
+        if one.verdict in kinds:
+            tag, counted = kinds[one.verdict]
+            said = ElementTree.SubElement(case, tag, message=one.reason)
+            if tag != "skipped":
+                said.set("type", one.verdict.value)
+            counts[counted] += 1
+        else:
+            ElementTree.SubElement(case, "system-out").text = one.reason
+    for name, count in counts.items():
+        suite.set(name, str(count))
+    ElementTree.indent(suite)
+    written: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return written + b"\n"
+
+
+def verdict_lines(evaluation: Evaluation) -> list[str]:
+    """Return the verdicts as lines of a terminal, in columns."""
+    first, *rest = display.sentences(evaluation.verdicts, evaluation.findings)
+    lines = [f"{display.heading(evaluation.verdicts, evaluation.findings)}: {first}"]
+    if evaluation.findings:
+        return lines + [f"  {sentence}" for sentence in rest]
+    rows = [
+        (
+            one.verdict.value.replace("_", " "),
+            one.title + (f" ({one.mode.value})" if one.mode else ""),
+            one.requirement,
+            display.measured_text(one),
+            display.bounds_text(one.interval),
+            display.sample_text(one),
+        )
+        for one in evaluation.verdicts
+    ]
+    header = ("Verdict", "Promise", "Required", "Measured", "95 % bounds", "Sample")
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines += [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
+    open_ = [one for one in evaluation.verdicts if one.verdict in {Status.FAIL, Status.INCONCLUSIVE}]
+    return lines + [f"{one.title}: {one.reason}" for one in open_]

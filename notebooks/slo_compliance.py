@@ -1,0 +1,67 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Are the promises kept?
+#
+# Each promise of the SLO file is judged on the samples of its load: PASS and FAIL are proven with 95 % confidence each,
+# INCONCLUSIVE says how many more samples would settle it.
+
+# %%
+from harness.analysis import display, figures
+from harness.evaluation import load
+
+# %% tags=["parameters"]
+samples: list[str] = []  # folders of sample sets; none: the newest one in data/samples
+slo_file: str = "data/slo.yaml"  # the promises
+partial: bool = False  # judge also sets that were cut short
+
+# %%
+evaluation = load(samples, slo_file, partial=partial)
+
+# %%
+display.conclusion(evaluation.verdicts, evaluation.findings)
+
+# %%
+display.verdicts(evaluation.verdicts)
+
+# %% [markdown]
+# ## How near each promise is
+#
+# The bar is the interval on which the verdict rests. A bar wholly left of the line passes, wholly right of it fails.
+
+# %%
+figures.promises(evaluation.verdicts)
+
+# %% [markdown]
+# ## What callers waited
+#
+# From the moment a request was due to its last byte, failures counted as slower than anything. The tail is stretched,
+# so that p99 has as much room as p90. An interval is given only where the sample can carry one.
+
+# %%
+figures.percentiles(evaluation.data, evaluation.slos)
+
+# %%
+display.latencies(evaluation.data)
+
+# %% [markdown]
+# ## What failed
+
+# %%
+display.failures(evaluation.data)
+
+# %% [markdown]
+# ## What was measured
+
+# %%
+display.measurements(evaluation.data)
