@@ -106,7 +106,7 @@ class _Parent:
 
 LOCK_PARENTS = text("""
     SELECT run_id, depth, status, correlation_id, pending_subruns, spawned_subruns, step_count, last_seq
-    FROM runs WHERE run_id = ANY(:ids) ORDER BY depth, run_id FOR UPDATE
+    FROM runs WHERE run_id = ANY(:ids) ORDER BY depth, run_id FOR NO KEY UPDATE
 """)
 
 CLAIM_KEYS = text("""
@@ -118,7 +118,7 @@ CLAIM_KEYS = text("""
 """)
 
 READ_KEYS = text("""
-    SELECT k.workspace_id, k.key, k.body_hash, r.run_id, r.status, r.correlation_id
+    SELECT k.workspace_id, k.key, k.body_hash, r.run_id, r.correlation_id
     FROM json_to_recordset(CAST(:keys AS json)) AS w(workspace_id uuid, key text)
     JOIN idempotency_keys k ON k.workspace_id = w.workspace_id AND k.key = w.key
     JOIN runs r ON r.run_id = k.run_id
@@ -281,17 +281,18 @@ class Commits:
         )
 
     async def submit(self, write: Create | Spawn) -> Accepted:
-        """Return when the write is committed and announced; raises the write's own ApiError."""
+        """Return when the write is committed and announced; raises the write's own ApiError.
+
+        When the connection is lost while the commit is on its way, nobody knows whether it happened.
+        """
         try:
             return await self._grouping.submit(write)
-        except DBAPIError as fault:
+        except Exception as fault:
             if is_outage(fault):
-                raise Unavailable("the database does not answer; nothing was written") from fault
-            if cannot_be_stored(fault):
+                raise Unavailable("the database does not answer; what was asked for may have been done") from fault
+            if isinstance(fault, DBAPIError) and cannot_be_stored(fault):
                 raise Invalid("body", "holds a value that cannot be stored") from fault
             raise
-        except (OSError, TimeoutError) as fault:
-            raise Unavailable("the database does not answer; nothing was written") from fault
 
     async def drain(self) -> None:
         """Return when everything submitted is answered."""
@@ -315,7 +316,7 @@ class Commits:
         self, connection: AsyncConnection, writes: Sequence[Create | Spawn], run_ids: list[uuid.UUID]
     ) -> tuple[list[Accepted | Exception], _Plan]:
         """Lock what the group touches and decide each write; nothing but idempotency keys is written here."""
-        capped = {write.workspace_id for write in writes if write.quota.live_runs is not None}
+        capped = {write.workspace_id for write in writes if write.quota.has_caps}
         held = await lock_and_count(connection, capped)
         replays = await _claim_keys(connection, writes, run_ids)
         parent_ids = {write.parent_run_id for write in writes if isinstance(write, Spawn)}

@@ -18,6 +18,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, MetaData, Text, TextClause, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
 
@@ -112,9 +113,8 @@ def is_outage(error: BaseException) -> bool:
         error.connection_invalidated or str(getattr(error.orig, "sqlstate", None)).startswith(_OUTAGE_CLASSES)
     ):
         return True
-    if isinstance(error, (InterfaceError, OperationalError)):
-        return True
-    return isinstance(error, (ConnectionError, TimeoutError, OSError))
+    # A database that hangs shows first as a pool in which no connection comes back.
+    return isinstance(error, (InterfaceError, OperationalError, PoolTimeout, OSError))
 
 
 def cannot_be_stored(error: DBAPIError) -> bool:

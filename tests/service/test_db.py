@@ -7,8 +7,9 @@ import asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from service.db import Base, Database, migrate
+from service.db import Base, Database, is_outage, migrate
 
 EVERY_TABLE = {"agents", "events", "idempotency_keys", "runs", "steps", "tokens", "workspaces"}
 
@@ -24,3 +25,7 @@ async def test_the_migrations_make_exactly_the_mapped_tables(database: Database)
 
 async def test_several_processes_may_migrate_at_once(database_url: str) -> None:
     await asyncio.gather(*(asyncio.to_thread(migrate, database_url) for _ in range(3)))
+
+
+def test_a_pool_in_which_no_connection_comes_back_is_an_outage_and_not_a_bug() -> None:
+    assert is_outage(PoolTimeout("QueuePool limit of size 8 overflow 0 reached"))
