@@ -112,6 +112,7 @@ class Runs:
         body = exchange.body
         quota = await self._admit(exchange)
         key = _idempotency_key(exchange)
+        metadata = _metadata(body.metadata, "metadata")
         asked = time.perf_counter()
         fields = await self._rates.take(body.workspace_id, quota.rates, Limit.RUN_CREATION)
         exchange.quota_ms = (time.perf_counter() - asked) * 1e3
@@ -121,7 +122,7 @@ class Runs:
                 body.agent_id,
                 body.input_text or "",
                 body.channel or "",
-                _metadata(body.metadata, "metadata"),
+                metadata,
                 body.expected_subruns,
                 body.max_wait_seconds,
                 quota,
@@ -147,6 +148,7 @@ class Runs:
         """Accept a subrun of a run; it uses the parent's agent."""
         run_id = exchange.path_id("run_id", "run")
         options = _require_supported(exchange.body.options or SpawnOptions())
+        metadata = _metadata(options.metadata, "options.metadata")
         facts = await self._sight.find(exchange.caller, run_id)
         quota = await self._quotas.of(facts.workspace_id)
         asked = time.perf_counter()
@@ -158,7 +160,7 @@ class Runs:
                 facts.workspace_id,
                 facts.agent_id,
                 exchange.body.input_text or "",
-                _metadata(options.metadata, "options.metadata"),
+                metadata,
                 options.group_id,
                 quota,
             )
@@ -189,7 +191,7 @@ class Runs:
         async with self._database.begin() as connection:
             outcome = await cancel_run(connection, run_id, exchange.body.reason or "cancelled by a caller")
         exchange.db_ms = (time.perf_counter() - asked) * 1e3
-        await self._announcer.announce(outcome.events, outcome.created_at, due=True)
+        await self._announcer.announce(outcome.events, outcome.created_at, due=outcome.due)
         exchange.publish_ms = (time.perf_counter() - asked) * 1e3 - exchange.db_ms
         return Answer((await self._read(exchange, run_id)).encode())
 

@@ -106,3 +106,9 @@ async def test_every_answer_carries_server_timing(tenant: Any) -> None:
     for path in ("/livez", "/readyz", "/metrics", f"/api/runs/{run_id}/snapshot/", "/api/nothing/", "/api/runs/x/"):
         timing = (await tenant.operator.get(path)).headers["server-timing"]
         assert [part.split(";")[0] for part in timing.split(", ")] == ["auth", "quota", "db", "publish", "app"], path
+
+
+async def test_a_refused_body_costs_no_quota(tenant: Any) -> None:
+    bad = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id), "metadata": [1]}
+    answers = [(await tenant.operator.post("/api/runs/", json=bad)).status_code for _ in range(30)]
+    assert set(answers) == {422}
