@@ -116,7 +116,7 @@ def latencies(data: Dataset) -> Styler:
             interval = "" if pd.isna(one["lower_ms"]) else f" ({_cell(one['lower_ms'])} to {_cell(one['upper_ms'])})"
             row[f"p{one['q'] * 100:g}, ms"] = value + interval
         refused = group["refusal"].dropna()
-        row["No interval"] = "" if refused.empty else _capital(str(refused.iloc[-1]))
+        row["Why no interval"] = "" if refused.empty else _capital(str(refused.iloc[-1]))
         rows.append(row)
     return _styled(pd.DataFrame(rows), numeric=("Requests", "Failed", "Mean, ms", "p50, ms", "p95, ms", "p99, ms"))
 

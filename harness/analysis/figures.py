@@ -201,7 +201,7 @@ def resources(data: Dataset) -> Drawing:
             axis.plot(at_s, values, color=colour, ls=style, lw=1.6, marker="o", ms=2.6)
             if label:
                 axis.text(right, 1.06, label, color=colour, ha="right", size=8.5, transform=axis.transAxes)
-                right -= 0.0088 * len(label) + 0.02  # a letter is about so wide
+                right -= 0.0078 * len(label) + 0.02  # a letter is about so wide
             said.append(f"{label or title}: mean {number(float(values.mean()))}, most {number(float(values.max()))}")
         name_panel(axis, title)
         axis.set_ylim(0.0, max(1.0, axis.get_ylim()[1]) * 1.1)
