@@ -90,7 +90,7 @@ def burst(size: int, at_s: float = 0.0) -> Seconds:
 
 def _arrivals(rate_per_s: float, duration_s: float) -> int:
     """Return how many whole arrivals fit; raise EmptyArrivals when none does."""
-    # 0.1/s for 10 s is 1 arrival, though 0.1 is slightly more than a tenth in binary and 2.3 * 10 slightly less than 23.
+    # 0.3/s for 10 s is 3 arrivals even where the product of the two binary fractions is a hair below 3.
     count = int(np.floor(np.nextafter(rate_per_s * duration_s, np.inf)))
     if count < 1:
         raise EmptyArrivals(rate_per_s, duration_s)

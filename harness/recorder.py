@@ -1,8 +1,7 @@
 """Writes a sample set so that a killed harness loses at most the last second, and recording costs next to nothing.
 
-On the hot path a request is packed into a preallocated buffer (`SampleBuffer`): numbers only, no dict, no object kept.
-Every `FLUSH_INTERVAL_S` the caller takes what gathered (`collect`, on the event loop) and writes it (`write`, in a
-thread, where Arrow lets go of the interpreter).
+On the hot path a request is only packed into memory (`samplebuffer`). Every `FLUSH_INTERVAL_S` the caller takes what
+gathered (`collect`, on the event loop) and writes it (`write`, in a thread, where Arrow lets go of the interpreter).
 
 On disk each table has closed files and one open file. The open file is rewritten whole under a temporary name and
 renamed over the old one, so at every instant each file is complete Parquet and no row is in two of them. At `PART_ROWS`
@@ -15,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import struct
 import tempfile
 import time
 import uuid
@@ -24,14 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from harness import machine
 from harness.errors import BadUsage
-from harness.sample import Endpoint, Mode, Outcome, ResourceSample, RunRecord, Sample, arrow_schema
+from harness.sample import Mode, ResourceSample, RunRecord, Sample, arrow_schema
+from harness.samplebuffer import Batch, SampleBuffer, sample_table
 from harness.sampleset import (
     MANIFEST,
     WHOLE_KEY,
@@ -46,154 +43,6 @@ from harness.sampleset import (
 
 FLUSH_INTERVAL_S = 0.5  # half of what a kill may cost, so that a slow disk has the other half
 PART_ROWS = 20_000  # rewriting so many rows takes some 20 ms of a thread
-UNKNOWN = -1  # an instant, status, size or connection that is not known, inside the buffer; null on disk
-NAN = float("nan")  # the same for a duration
-
-_ENDPOINTS = list(Endpoint)
-_OUTCOMES = list(Outcome)
-ENDPOINT_CODE = {endpoint: code for code, endpoint in enumerate(_ENDPOINTS)}
-OUTCOME_CODE = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
-
-# One row of the buffer, packed without padding. A test keeps the two descriptions in step.
-_PACK = struct.Struct("<qBBdiiqqqqhBiddddqi")
-_DTYPE = np.dtype(
-    [
-        ("run", "<i8"), ("child", "u1"), ("endpoint", "u1"), ("level", "<f8"), ("trial", "<i4"), ("worker", "<i4"),
-        ("intended", "<i8"), ("sent", "<i8"), ("first_byte", "<i8"), ("done", "<i8"), ("status", "<i2"),
-        ("outcome", "u1"), ("error", "<i4"), ("db", "<f8"), ("quota", "<f8"), ("publish", "<f8"), ("app", "<f8"),
-        ("bytes", "<i8"), ("connection", "<i4"),
-    ]
-)  # fmt: skip
-_CHUNK_ROWS = 4_096
-
-
-def run_key(run: int, child: int = 0) -> str:
-    """Name the run numbered `run` from 1, or its child numbered `child` from 1: "17", "17.2"."""
-    return f"{run}.{child}" if child else str(run)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows taken from the buffer: packed chunks and the error texts they point into."""
-
-    chunks: list[tuple[bytearray, int]]  # bytes, rows used
-    errors: list[str]
-
-
-class SampleBuffer:
-    """Packs requests into preallocated memory. Not for two threads at once."""
-
-    def __init__(self) -> None:
-        self.rows = 0  # ever appended
-        self._start_batch()
-
-    def _start_batch(self) -> None:
-        self._chunks: list[tuple[bytearray, int]] = []
-        self._errors: dict[str, int] = {}
-        self._chunk = bytearray(_CHUNK_ROWS * _PACK.size)
-        self._used = 0
-
-    def append(
-        self,
-        run: int,
-        child: int,  # 0 for the run itself, else its child
-        endpoint: Endpoint,
-        level: float,  # NAN when the mode has no level
-        trial: int,
-        worker: int,
-        intended_at_ns: int,
-        sent_at_ns: int,
-        first_byte_at_ns: int,
-        done_at_ns: int,
-        status: int,
-        outcome: Outcome,
-        error: str | None,
-        timing: tuple[float, float, float, float],  # db, quota, publish, app in ms
-        response_bytes: int,
-        connection_id: int,
-    ) -> None:
-        """Add one request. Unknown integers are UNKNOWN, unknown durations NAN."""
-        if self._used == _CHUNK_ROWS:
-            self._chunks.append((self._chunk, self._used))
-            self._chunk, self._used = bytearray(_CHUNK_ROWS * _PACK.size), 0
-        code = UNKNOWN if error is None else self._errors.setdefault(error, len(self._errors))
-        _PACK.pack_into(
-            self._chunk, self._used * _PACK.size,
-            run, child, ENDPOINT_CODE[endpoint], level, trial, worker,
-            intended_at_ns, sent_at_ns, first_byte_at_ns, done_at_ns, status, OUTCOME_CODE[outcome], code,
-            *timing, response_bytes, connection_id,
-        )  # fmt: skip
-        self._used += 1
-        self.rows += 1
-
-    def take(self) -> Batch:
-        """Return what was appended since the last call and start afresh."""
-        chunks = [*self._chunks, (self._chunk, self._used)] if self._used else self._chunks
-        batch = Batch(chunks, list(self._errors))
-        if chunks:
-            self._start_batch()
-        return batch
-
-
-def _integers(values: np.ndarray[Any, Any]) -> pa.Array:
-    wide = values.astype(np.int64)
-    return pa.array(wide, mask=wide == UNKNOWN)
-
-
-def _floats(values: np.ndarray[Any, Any]) -> pa.Array:
-    return pa.array(np.ascontiguousarray(values), mask=np.isnan(values))
-
-
-def _elapsed_ms(rows: np.ndarray[Any, Any], since: str) -> pa.Array:
-    """Return done − since in milliseconds, null where either is unknown."""
-    known = (rows["done"] != UNKNOWN) & (rows[since] != UNKNOWN)
-    return pa.array((rows["done"] - rows[since]) / 1e6, mask=~known)
-
-
-def _codes(values: np.ndarray[Any, Any], names: Sequence[str]) -> pa.Array:
-    plain = pa.array([str(name) for name in names], pa.string())
-    return pa.DictionaryArray.from_arrays(pa.array(values.astype(np.int8)), plain)
-
-
-def _run_keys(rows: np.ndarray[Any, Any]) -> pa.Array:
-    """Build `run_key` of every row without a Python loop."""
-    run = pc.cast(pa.array(np.ascontiguousarray(rows["run"])), pa.string())
-    child = pa.array(rows["child"].astype(np.int64))
-    both = pc.binary_join_element_wise(run, pc.cast(child, pa.string()), ".")
-    return pc.if_else(pc.equal(child, 0), run, both)
-
-
-def _sample_table(batch: Batch, mode: Mode, scenario: str, schema: pa.Schema) -> pa.Table:
-    """Turn packed rows into the columns of `sample.Sample`."""
-    parts = [np.frombuffer(chunk, _DTYPE, used) for chunk, used in batch.chunks]
-    rows = np.concatenate(parts) if parts else np.empty(0, _DTYPE)
-    errors = pa.array(batch.errors, pa.string())
-    zeros = np.zeros(len(rows), np.int8)
-    columns = {
-        "run_key": _run_keys(rows),
-        "scenario": pc.cast(_codes(zeros, [scenario]), pa.string()),
-        "endpoint": _codes(rows["endpoint"], _ENDPOINTS),
-        "mode": _codes(zeros, [mode]),
-        "level": _floats(rows["level"]),
-        "trial": _integers(rows["trial"]),
-        "worker": _integers(rows["worker"]),
-        "intended_at_ns": _integers(rows["intended"]),
-        "sent_at_ns": _integers(rows["sent"]),
-        "first_byte_at_ns": _integers(rows["first_byte"]),
-        "done_at_ns": _integers(rows["done"]),
-        "latency_ms": _elapsed_ms(rows, "intended"),
-        "service_ms": _elapsed_ms(rows, "sent"),
-        "status": _integers(rows["status"]),
-        "outcome": _codes(rows["outcome"], _OUTCOMES),
-        "error": errors.take(_integers(rows["error"])),
-        "server_db_ms": _floats(rows["db"]),
-        "server_quota_ms": _floats(rows["quota"]),
-        "server_publish_ms": _floats(rows["publish"]),
-        "server_app_ms": _floats(rows["app"]),
-        "response_bytes": _integers(rows["bytes"]),
-        "connection_id": _integers(rows["connection"]),
-    }
-    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def _row_table(rows: Sequence[object], schema: pa.Schema) -> pa.Table:
@@ -213,8 +62,7 @@ def _write_parquet(table: pa.Table, file: Path) -> None:
         hidden,
         compression="zstd",
         use_dictionary=repeated,
-        column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED")
-        | dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+        column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED") | dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
     )
     os.replace(hidden, file)
 
@@ -270,7 +118,7 @@ class _TableFiles:
         return {name: sha256_of(self._folder / name)}
 
     def _merge(self, whole: Path) -> None:
-        """Join all parts into one file, a row group each. The mark on it makes parts that a kill left behind harmless."""
+        """Join all parts into one file. The mark on it makes parts that a kill left behind harmless."""
         hidden = whole.with_name(f".{whole.name}.tmp")
         schema = self._schema.with_metadata({**self._schema.metadata, WHOLE_KEY: b"true"})
         with pq.ParquetWriter(hidden, schema, compression="zstd") as writer:
@@ -295,13 +143,14 @@ class Collected:
 
 
 class Recorder:
-    """Writes one sample set. `plan`, `samples`, `add_*` and `collect` belong to the event loop, `write` to any one thread."""
+    """Writes one sample set. `write` may run in a thread, one call at a time; all else belongs to the event loop."""
 
     def __init__(self, root: Path, mode: Mode, scenario: str, parameters: dict[str, Any]) -> None:
         """Make the folder and its first, empty files; raises BadUsage when that is not possible."""
         self.samples = SampleBuffer()
         self.planned_requests = 0
         self.live_runs: Callable[[], Iterable[RunRecord]] = tuple  # asked at each collection
+        self._written = 0  # sample rows on disk
         self._runs: list[RunRecord] = []
         self._resources: list[ResourceSample] = []
         self._mode, self._scenario = mode, scenario
@@ -333,9 +182,7 @@ class Recorder:
             self._write_manifest()
             self._sample_files = _TableFiles(self.path, "samples", self._sample_schema, ends_as_one=False)
             self._run_files = _TableFiles(self.path, "runs", self._run_schema, ends_as_one=True)
-            self._resource_files = _TableFiles(
-                self.path, "resources", self._resource_schema, ends_as_one=True
-            )
+            self._resource_files = _TableFiles(self.path, "resources", self._resource_schema, ends_as_one=True)
         except OSError as fault:
             raise unwritable(root, fault) from None
 
@@ -360,8 +207,9 @@ class Recorder:
 
     def write(self, collected: Collected) -> None:
         """Bring what was collected to disk. One call at a time, in order."""
-        table = _sample_table(collected.batch, self._mode, self._scenario, self._sample_schema)
+        table = sample_table(collected.batch, self._mode, self._scenario, self._sample_schema)
         self._sample_files.extend(table)
+        self._written += len(table)
         live = _row_table(collected.live, self._run_schema)
         self._run_files.extend(_row_table(collected.runs, self._run_schema), live)
         self._resource_files.extend(_row_table(collected.resources, self._resource_schema))
@@ -375,8 +223,12 @@ class Recorder:
         self._write_manifest()
 
     def finish(self, *, complete: bool) -> Manifest:
-        """Write the rest and the final manifest. `complete` means that the whole plan was carried out."""
+        """Write the rest and the final manifest.
+
+        `complete` says that the whole plan was carried out; the set is complete if its rows bear that out.
+        """
         self.write(self.collect())
+        complete = complete and self._written == self.planned_requests
         files = self._sample_files.finish() | self._run_files.finish() | self._resource_files.finish()
         self._manifest = dataclasses.replace(self._manifest, files=files, complete=complete)
         self._write_manifest()
@@ -406,9 +258,7 @@ def require_writable(root: Path) -> None:
 
 def unwritable(root: Path, fault: OSError) -> BadUsage:
     """Name the folder and the mend."""
-    return BadUsage(
-        f"cannot write samples to {root} ({fault.strerror}): give --out a folder that can be written"
-    )
+    return BadUsage(f"cannot write samples to {root} ({fault.strerror}): give --out a folder that can be written")
 
 
 def _now() -> Instant:

@@ -30,9 +30,7 @@ from harness.sample import SCHEMA_VERSION, ResourceSample, RunRecord, Sample, ar
 MANIFEST = "manifest.json"
 VERSION_KEY = b"plimsoll.schema_version"
 MEASUREMENT_KEY = b"plimsoll.measurement_id"
-WHOLE_KEY = (
-    b"plimsoll.whole"  # set on a runs.parquet or resources.parquet into which all of its parts were merged
-)
+WHOLE_KEY = b"plimsoll.whole"  # set on a runs.parquet or resources.parquet into which all of its parts were merged
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -245,10 +243,9 @@ def _read_parts(path: Path, manifest: Manifest, row: type, names: list[str]) -> 
         metadata = _metadata(path, name)
         version, measurement = metadata.get(VERSION_KEY), metadata.get(MEASUREMENT_KEY)
         if version != str(SCHEMA_VERSION).encode():
-            raise UnknownSchemaVersion(path, name, version and version.decode(errors="replace"))
+            raise UnknownSchemaVersion(path, name, _text(version))
         if measurement != manifest.measurement_id.encode():
-            found = measurement and measurement.decode(errors="replace")
-            raise MixedMeasurements(path, name, manifest.measurement_id, found)
+            raise MixedMeasurements(path, name, manifest.measurement_id, _text(measurement))
         try:
             table = pq.read_table(path / name, partitioning=None).cast(expected)
         except (OSError, ValueError, pa.ArrowException) as fault:
@@ -258,6 +255,10 @@ def _read_parts(path: Path, manifest: Manifest, row: type, names: list[str]) -> 
             raise HashMismatch(path, name, recorded, found)
         tables.append(table)
     return pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata(expected.metadata)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="replace")
 
 
 def _first_line(fault: Exception) -> str:

@@ -8,20 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
 from collections.abc import Sequence
 
 import redis.asyncio
 import structlog
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from service.doorbell import Doorbell
 from service.events import NewEvent, messages
-from service.telemetry import ANNOUNCEMENTS_LOST
+from service.tallies import KEY, Tallies
+from service.telemetry import ANNOUNCEMENTS_LOST, PUBLISH_LAG_SECONDS
 
 log = structlog.get_logger()
 
 RING_EVERY_S = 0.005
 """Rings closer together than this are one ring: a worker that is awake drains everything due anyway."""
+
+
+def connect_redis(url: str) -> redis.asyncio.Redis:
+    """Open a pool whose calls fail fast: whoever calls Redis here can go on without it."""
+    return redis.asyncio.from_url(
+        url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 1), protocol=2
+    )
 
 
 class Announcer:
@@ -33,17 +44,29 @@ class Announcer:
         self._rung_at = float("-inf")
         self._late_ring: asyncio.Task[None] | None = None
 
-    async def announce(self, events: Sequence[NewEvent], created_at: dt.datetime, *, due: bool) -> None:
-        """Publish what a commit at `created_at` appended and, when it made a run due, ring. Never raises for Redis."""
+    async def announce(
+        self, events: Sequence[NewEvent], created_at: dt.datetime, *, due: bool, tallies: Tallies | None = None
+    ) -> None:
+        """Publish what a commit at `created_at` appended and, when it made a run due, ring. Never raises for Redis.
+
+        A worker's `tallies` are added in the same round trip.
+        """
+        committed = time.perf_counter()
         ring = due and self._may_ring_now()
+        amounts = tallies.take() if tallies is not None else {}
         try:
             async with self._client.pipeline(transaction=False) as pipe:
                 for channel, body in messages(events, created_at):
                     pipe.publish(channel, body)
                 if ring:
                     pipe.lpush(self._queue, self._ring)
+                for field, amount in amounts.items():
+                    pipe.hincrbyfloat(KEY, field, amount)
                 await pipe.execute()
+            PUBLISH_LAG_SECONDS.observe(time.perf_counter() - committed)
         except (RedisError, OSError) as fault:
+            if tallies is not None:
+                tallies.put_back(amounts)
             ANNOUNCEMENTS_LOST.inc()
             log.warning("announcement lost; the sweeper will find what is due", fault=str(fault))
 

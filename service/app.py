@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,13 +22,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.announce import Announcer
+from service.announce import Announcer, connect_redis
 from service.api.operations import Operations
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
 from service.api.sight import Sight
+from service.api.snapshot import WARM_UP as READS
 from service.api.snapshot import Snapshots, Views
 from service.api.workspaces import AgentBody, TokenBody, WorkspaceBody, WorkspacePatch, Workspaces
 from service.auth import Callers, Role
+from service.commits import WARM_UP as WRITES
 from service.commits import Commits
 from service.db import Database
 from service.doorbell import Doorbell
@@ -39,6 +42,8 @@ from service.quota.rates import Rates
 from service.settings import Settings
 from service.telemetry import configure_logging
 from service.workspaces import Agents
+
+log = structlog.get_logger()
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -54,8 +59,20 @@ def create_app(settings: Settings) -> Starlette:
     workspaces = Workspaces(database)
     operations = Operations(database, client)
 
-    def route(method: str, path: str, endpoint: Endpoint, role: Role | None, body: type | None = None) -> Route:
-        return Route(path, Operation(path, endpoint, callers, role, body), methods=[method])
+    def route(
+        method: str,
+        path: str,
+        endpoint: Endpoint,
+        role: Role | None,
+        body: type | None = None,
+        *,
+        installation: bool = False,
+    ) -> Route:
+        operation = Operation(path, endpoint, callers, role, body, installation=installation)
+        return Route(path, operation, methods=[method])
+
+    def administration(method: str, path: str, endpoint: Endpoint, body: type) -> Route:
+        return route(method, path, endpoint, Role.ADMIN, body, installation=True)
 
     # The busiest first: the table is searched from the top.
     table = [
@@ -65,10 +82,10 @@ def create_app(settings: Settings) -> Starlette:
         route("GET", "/api/runs/", runs.list, Role.VIEWER),
         route("GET", "/api/runs/{run_id}/", runs.get, Role.VIEWER),
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
-        route("POST", "/api/workspaces/", workspaces.create, Role.ADMIN, WorkspaceBody),
-        route("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, Role.ADMIN, WorkspacePatch),
-        route("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, Role.ADMIN, AgentBody),
-        route("POST", "/api/workspaces/{workspace_id}/tokens/", workspaces.create_token, Role.ADMIN, TokenBody),
+        administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
+        administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
+        administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),
+        administration("POST", "/api/workspaces/{workspace_id}/tokens/", workspaces.create_token, TokenBody),
         route("GET", "/livez", operations.livez, None),
         route("GET", "/readyz", operations.readyz, None),
         route("GET", "/metrics", operations.metrics, None),
@@ -77,6 +94,7 @@ def create_app(settings: Settings) -> Starlette:
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
         configure_logging(settings.log_level)
+        await _warm(database, client)
         # What start-up made lives as long as the process: looking through it again and again costs tail latency.
         gc.collect()
         gc.freeze()
@@ -97,16 +115,18 @@ def create_app(settings: Settings) -> Starlette:
     return app
 
 
+async def _warm(database: Database, client: redis.asyncio.Redis) -> None:
+    """Pay before the first request for what it would wait for; a dependency that is away is met later."""
+    try:
+        await database.warm([*WRITES, *READS])
+        await client.ping()
+    except* (SQLAlchemyError, RedisError, OSError, TimeoutError) as faults:
+        log.warning("started cold: a dependency does not answer yet", fault=str(faults.exceptions[0]))
+
+
 def from_environment() -> Starlette:
     """Build the application from the environment: the factory that uvicorn is given."""
     return create_app(Settings.from_environment())
-
-
-def connect_redis(url: str) -> redis.asyncio.Redis:
-    """Open a pool whose calls fail fast: whoever calls Redis here can go on without it."""
-    return redis.asyncio.from_url(
-        url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 1), protocol=2
-    )
 
 
 class Boundary:

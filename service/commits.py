@@ -22,17 +22,18 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from sqlalchemy import ForeignKey, LargeBinary, Row, TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.announce import Announcer
-from service.db import Base, Database, is_outage, rows
+from service.db import Base, Database, cannot_be_stored, is_outage, rows
 from service.errors import ApiError, IllegalState, InFlight, Invalid, NotFound, Unavailable
 from service.events import APPEND_EVENTS, EventType, NewEvent
 from service.grouping import Grouping
-from service.quota.caps import Held, lock_and_count
+from service.quota.caps import COUNT, LOCK, Held, lock_and_count
 from service.quota.limits import Quota
 from service.runs import FINAL, Instant, RunStatus, StepKind, new_id
 from service.telemetry import DB_WRITE_SECONDS, GROUP_SIZE
@@ -58,7 +59,7 @@ class Create(NamedTuple):
     agent_id: uuid.UUID
     input_text: str
     channel: str
-    metadata: dict[str, Any]
+    metadata: msgspec.Raw  # a JSON object, as the caller wrote it
     expected_subruns: int
     max_wait_seconds: float
     quota: Quota
@@ -73,7 +74,7 @@ class Spawn(NamedTuple):
     workspace_id: uuid.UUID
     agent_id: uuid.UUID
     input_text: str
-    metadata: dict[str, Any]
+    metadata: msgspec.Raw
     group_id: str | None  # null: a group named after the child
     quota: Quota
 
@@ -118,8 +119,9 @@ CLAIM_KEYS = text("""
 
 READ_KEYS = text("""
     SELECT k.workspace_id, k.key, k.body_hash, r.run_id, r.status, r.correlation_id
-    FROM idempotency_keys k JOIN runs r USING (run_id)
-    JOIN json_to_recordset(CAST(:keys AS json)) AS w(workspace_id uuid, key text) USING (workspace_id, key)
+    FROM json_to_recordset(CAST(:keys AS json)) AS w(workspace_id uuid, key text)
+    JOIN idempotency_keys k ON k.workspace_id = w.workspace_id AND k.key = w.key
+    JOIN runs r ON r.run_id = k.run_id
 """)
 
 FREE_KEYS = text("DELETE FROM idempotency_keys WHERE run_id = ANY(:ids)")
@@ -154,6 +156,17 @@ WRITE_CREATES_AND_SPAWNS = text(f"""
     )
     SELECT now()
 """)  # noqa: S608 - constants
+
+
+NO_ROWS = "[]"
+WARM_UP: list[tuple[TextClause, dict[str, Any]]] = [
+    (WRITE_CREATES, {"runs": NO_ROWS, "events": NO_ROWS}),
+    (WRITE_CREATES_AND_SPAWNS, {"runs": NO_ROWS, "events": NO_ROWS, "steps": NO_ROWS, "parents": NO_ROWS}),
+    (LOCK_PARENTS, {"ids": []}),
+    (LOCK, {"ids": []}),
+    (COUNT, {"ids": []}),
+]
+"""The statements of a group with nothing in it, to prepare them before the first request (`Database.warm`)."""
 
 
 class _Plan:
@@ -264,7 +277,7 @@ class Commits:
         self._database = database
         self._announcer = announcer
         self._grouping: Grouping[Create | Spawn, Accepted] = Grouping(
-            self._commit, lanes=2, retry_alone=lambda fault: isinstance(fault, DBAPIError) and not is_outage(fault)
+            self._commit, lanes=2, retry_alone=lambda fault: not is_outage(fault)
         )
 
     async def submit(self, write: Create | Spawn) -> Accepted:
@@ -274,8 +287,9 @@ class Commits:
         except DBAPIError as fault:
             if is_outage(fault):
                 raise Unavailable("the database does not answer; nothing was written") from fault
-            # Alone in its transaction and still refused: PostgreSQL cannot store these very values.
-            raise Invalid("body", "holds a value that cannot be stored") from fault
+            if cannot_be_stored(fault):
+                raise Invalid("body", "holds a value that cannot be stored") from fault
+            raise
         except (OSError, TimeoutError) as fault:
             raise Unavailable("the database does not answer; nothing was written") from fault
 

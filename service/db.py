@@ -8,7 +8,7 @@ so a statement is shared by all rows of a batch. Nothing here knows what a run i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import msgspec
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, MetaData, Text, text
+from sqlalchemy import Connection, MetaData, Text, TextClause, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
@@ -43,6 +43,7 @@ class Database:
     """A pool of connections to one PostgreSQL database."""
 
     def __init__(self, database_url: str, pool_size: int = 8) -> None:
+        self.pool_size = pool_size
         self.engine: AsyncEngine = create_async_engine(
             sqlalchemy_url(database_url),
             pool_size=pool_size,
@@ -51,7 +52,14 @@ class Database:
             connect_args={
                 "timeout": 5,
                 "command_timeout": 30,
-                "server_settings": {"timezone": "UTC", "application_name": "plimsoll", "jit": "off"},
+                "server_settings": {
+                    "timezone": "UTC",
+                    "application_name": "plimsoll",
+                    "jit": "off",
+                    # Every statement reads by an index. Plans are kept, and one made while a table was small would
+                    # go on scanning it when it has grown.
+                    "enable_seqscan": "off",
+                },
             },
         )
 
@@ -67,6 +75,23 @@ class Database:
         async with self.engine.connect() as connection:
             yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
+    async def warm(self, statements: Sequence[tuple[TextClause, dict[str, Any]]]) -> None:
+        """Open every connection of the pool and let each prepare these statements, so that no caller waits for it.
+
+        The statements are executed: give parameters with which they change nothing.
+        """
+
+        async def warm_one(everyone_has_one: asyncio.Barrier) -> None:
+            async with self.engine.begin() as connection:
+                await everyone_has_one.wait()  # a connection given back early would be handed out again
+                for statement, parameters in statements:
+                    await connection.execute(statement, parameters)
+
+        async with asyncio.TaskGroup() as group:
+            barrier = asyncio.Barrier(self.pool_size)
+            for _ in range(self.pool_size):
+                group.create_task(warm_one(barrier))
+
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
@@ -77,13 +102,27 @@ def rows(batch: Iterable[Any]) -> str:
     return msgspec.json.encode(list(batch)).decode()
 
 
+_OUTAGE_CLASSES = ("08", "53", "57P")
+"""SQLSTATE beginnings: connection exceptions, insufficient resources, shutting down or starting up (appendix A)."""
+
+
 def is_outage(error: BaseException) -> bool:
     """Tell whether an error means that the database cannot be reached, rather than that a statement is wrong."""
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    if isinstance(error, DBAPIError) and (
+        error.connection_invalidated or str(getattr(error.orig, "sqlstate", None)).startswith(_OUTAGE_CLASSES)
+    ):
         return True
     if isinstance(error, (InterfaceError, OperationalError)):
         return True
     return isinstance(error, (ConnectionError, TimeoutError, OSError))
+
+
+def cannot_be_stored(error: DBAPIError) -> bool:
+    """Tell whether PostgreSQL refused the values themselves.
+
+    Source: PostgreSQL manual, appendix A: class 22 is "data exception", class 54 "program limit exceeded".
+    """
+    return str(getattr(error.orig, "sqlstate", None))[:2] in ("22", "54")
 
 
 def migrate(database_url: str) -> None:

@@ -7,19 +7,32 @@ lost ring left waiting (docs/decisions/0001-database-is-the-queue.md).
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 
+import redis
+import structlog
 from huey import RedisHuey
 from huey.api import Task
 
+log = structlog.get_logger()
+
 QUEUE = "plimsoll"
 """Name of the Huey instance, and so part of its Redis keys."""
+
+LONGEST_RETRY_S = 1.0
+"""Longest pause between two tries to hear rings again while Redis is away."""
+
+STOP_S = 2.0
+"""How long stopping waits for the thread that listens; it looks up once a second."""
 
 
 class Doorbell:
     """The Huey instance with its one task. `answer` runs in a consumer thread when somebody rings."""
 
-    def __init__(self, redis_url: str, answer: Callable[[], None] | None = None) -> None:
+    def __init__(self, redis_url: str, answer: Callable[[], object] | None = None) -> None:
         self.huey = RedisHuey(QUEUE, url=redis_url, results=False)
 
         def tick() -> None:
@@ -33,3 +46,35 @@ class Doorbell:
         """Return the Redis list and the bytes whose LPUSH is one ring, for callers with a connection of their own."""
         task: Task = self._task.s()
         return self.huey.storage.queue_key, self.huey.serialize_task(task)
+
+    def listen(self) -> Callable[[], None]:
+        """Answer rings from now on, in a thread of Huey's; returns what stops it (and may take STOP_S).
+
+        Must be called in the main thread, before the caller sets its own signal handlers: Huey sets some too. Rings
+        that nobody has heard yet are dropped, since whoever starts to listen looks for due runs anyway.
+        """
+        _tell_in_one_line(logging.getLogger("huey"))
+        with suppress(redis.RedisError, OSError):
+            self.huey.storage.flush_queue()
+        consumer = self.huey.create_consumer(
+            workers=1, periodic=False, max_delay=LONGEST_RETRY_S, check_worker_health=False, shutdown_timeout=STOP_S
+        )
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("only the main thread can listen: Huey sets signal handlers")
+        consumer.start()
+        return lambda: consumer.stop(graceful=True)
+
+
+class _OneLine(logging.Handler):
+    """Passes a library's log records on as structured lines, an error as its message rather than its traceback."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fault = str(record.exc_info[1]) if record.exc_info else None
+        log.log(record.levelno, record.getMessage(), logger=record.name, **({"fault": fault} if fault else {}))
+
+
+def _tell_in_one_line(logger: logging.Logger) -> None:
+    """Send a library's warnings to the service's log; what it says about each task is not worth its time."""
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    logger.handlers[:] = [_OneLine()]

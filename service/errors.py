@@ -20,6 +20,10 @@ class ConfigurationError(PlimsollError):
     """The process cannot start as it was set up; the message names the setting and the mend."""
 
 
+class BadUsage(PlimsollError):
+    """What a person gave a command is not acceptable; the message names the flag. Exit code 64."""
+
+
 class ApiError(PlimsollError):
     """An answer other than success. Subclasses fix status, code and title; the message is the detail."""
 

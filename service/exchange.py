@@ -125,12 +125,20 @@ class Operation:
     """One method of one path, as an ASGI application."""
 
     def __init__(
-        self, route: str, endpoint: Endpoint, callers: Callers, role: Role | None, body_type: type | None = None
+        self,
+        route: str,
+        endpoint: Endpoint,
+        callers: Callers,
+        role: Role | None,
+        body_type: type | None = None,
+        *,
+        installation: bool = False,
     ) -> None:
         self.route = route
         self.endpoint = endpoint
         self.role = role  # null: open to everybody
         self.body_type = body_type
+        self.installation = installation  # only installation tokens may ask
         self._callers = callers
         self._decoder: msgspec.json.Decoder[Any] | None = None if body_type is None else msgspec.json.Decoder(body_type)
         self._observers: dict[int, Callable[[float], None]] = {}
@@ -171,6 +179,8 @@ class Operation:
         caller = self._callers.remembered(header)
         exchange.caller = caller if caller is not None else await self._callers.identify(header)
         exchange.caller.require(role)
+        if self.installation:
+            exchange.caller.require_installation()
 
 
 async def respond(send: Send, answer: Answer, timing: str) -> None:
@@ -225,7 +235,7 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
         value = decoder.decode(body or b"{}")
         if b"\\u0000" in body:
-            _refuse_nul(msgspec.to_builtins(value), "body")
+            refuse_nul(_without_raw(value), "body")
     except msgspec.ValidationError as wrong:
         raise _explain(str(wrong)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
@@ -250,14 +260,19 @@ def _explain(message: str) -> ApiError:
     return Invalid(".".join(where), reason[0].lower() + reason[1:])
 
 
-def _refuse_nul(value: Any, field: str) -> None:
+def _without_raw(value: Any) -> Any:
+    """Return a struct as plain values; what was left undecoded is its endpoint's to check."""
+    return msgspec.to_builtins(value, enc_hook=lambda _: None)
+
+
+def refuse_nul(value: Any, field: str) -> None:
     """Raise Invalid where a string holds U+0000, which PostgreSQL cannot store."""
     if isinstance(value, str) and "\x00" in value:
         raise Invalid(field, "must not contain the character U+0000")
     if isinstance(value, dict):
         for key, inner in value.items():
-            _refuse_nul(key, field)
-            _refuse_nul(inner, key if field == "body" else f"{field}.{key}")
+            refuse_nul(key, field)
+            refuse_nul(inner, key if field == "body" else f"{field}.{key}")
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            _refuse_nul(inner, f"{field}[{index}]")
+            refuse_nul(inner, f"{field}[{index}]")

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,18 @@ class Account:
     gid: int
 
 
+def tied(command: Sequence[str], death_signal: signal.Signals, account: Account | None = None) -> list[str]:
+    """Return the command line that runs `command` as `account` and ends it with `death_signal` when we die.
+
+    The kernel (Linux) means the *thread* that starts it by "we", so only children of the main thread are tied.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    return [
+        sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(int(death_signal) if main else 0),
+        f"{account.uid}:{account.gid}" if account else "-", "--", *command,
+    ]  # fmt: skip
+
+
 def spawn(
     command: Sequence[str],
     *,
@@ -44,19 +57,12 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, so that a Ctrl-C in the terminal reaches the parent alone.
 
-    `death_signal` reaches the child when the parent dies (Linux). The kernel means the *thread* that started it, so
-    only children of the main thread are tied; `folder` is the working folder, `output` takes standard output and
-    standard error (default: the parent's standard error for both).
+    `folder` is the working folder; `output` takes standard output and standard error (default: the parent's standard
+    error for both). `death_signal` and `account`: see `tied`.
     """
-    tied = threading.current_thread() is threading.main_thread()
-    launcher = [
-        sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()),
-        str(int(death_signal) if tied else 0),
-        f"{account.uid}:{account.gid}" if account else "-", "--",
-    ]  # fmt: skip
     sink = output if output is not None else sys.__stderr__
     return subprocess.Popen(  # noqa: S603 - the command is the caller's own
-        [*launcher, *command],
+        tied(command, death_signal, account),
         stdin=subprocess.DEVNULL,
         stdout=sink,
         stderr=sink,
@@ -103,6 +109,18 @@ def end_all(processes: Sequence[psutil.Process], *stop_signals: signal.Signals, 
                 process.send_signal(stop_signal)
             except psutil.NoSuchProcess:
                 continue
-        _, alive = psutil.wait_procs(alive, timeout=KILL_PATIENCE_S if stop_signal is signal.SIGKILL else patience_s)
+        deadline = time.monotonic() + (KILL_PATIENCE_S if stop_signal is signal.SIGKILL else patience_s)
+        while alive := [process for process in alive if runs(process)]:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
         if not alive:
             return
+
+
+def runs(process: psutil.Process) -> bool:
+    """Tell whether a process still does anything: one that ended and waits for a parent to notice does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from service.errors import ConfigurationError
@@ -19,7 +20,7 @@ class Settings:
 
     database_url: str  # DATABASE_URL, any libpq URI
     redis_url: str  # REDIS_URL: redis://, rediss:// or unix://
-    lease_s: float = 15.0  # PLIMSOLL_LEASE_S: how long a claimed run stays with its worker before another may take it
+    lease_s: float = 2.0  # PLIMSOLL_LEASE_S: how long a claimed run stays with its worker before another may take it
     sweep_interval_s: float = 1.0  # PLIMSOLL_SWEEP_INTERVAL_S: longest time a due run waits for a lost ring
     log_level: str = "info"  # PLIMSOLL_LOG_LEVEL
 
@@ -73,3 +74,24 @@ def sqlalchemy_url(libpq_url: str) -> str:
         raise ConfigurationError("DATABASE_URL must begin with postgresql://")
     query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in parse_qsl(parts.query))
     return f"postgresql+asyncpg://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
+
+
+def stack_folder(name: str = "up", environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of an embedded stack: PLIMSOLL_STACK_DIR, or else `data/stack/<name>` of this checkout."""
+    given = environment.get("PLIMSOLL_STACK_DIR")
+    return Path(given) if given else Path("data") / "stack" / name
+
+
+def given_addresses(environment: Mapping[str, str] = os.environ) -> tuple[str | None, str | None]:
+    """Return DATABASE_URL and REDIS_URL, None where unset: what an embedded stack has to bring itself."""
+    return environment.get("DATABASE_URL"), environment.get("REDIS_URL")
+
+
+def settings_for(database_url: str, redis_url: str, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings with these addresses and all else from the environment."""
+    return Settings.from_environment({**environment, "DATABASE_URL": database_url, "REDIS_URL": redis_url})
+
+
+def child_environment(settings: Settings, **additions: str) -> dict[str, str]:
+    """Return the environment of a process of the service that is to work with these settings."""
+    return {**os.environ, "DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, **additions}

@@ -11,7 +11,7 @@ import uuid
 from typing import Any
 
 import msgspec
-from sqlalchemy import ForeignKey, insert, select
+from sqlalchemy import ForeignKey, insert, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
@@ -129,6 +129,13 @@ def parse_script(script: object) -> tuple[ScriptStep, ...]:
     return steps
 
 
+READ_AGENTS = text("SELECT agent_id, workspace_id, script FROM agents WHERE agent_id = ANY(:ids)")
+
+
+KnownAgent = tuple[uuid.UUID, tuple[ScriptStep, ...]]
+"""What never changes of an agent: its workspace and its script."""
+
+
 class Agents:
     """Agents that this process has met, by id. They never change, so what was read once stays true."""
 
@@ -136,17 +143,13 @@ class Agents:
     """How many are kept; past that the oldest is forgotten and read again when needed."""
 
     def __init__(self) -> None:
-        self._known: dict[uuid.UUID, tuple[uuid.UUID, tuple[ScriptStep, ...]]] = {}
+        self._known: dict[uuid.UUID, KnownAgent] = {}
 
-    async def find(
-        self, connection: AsyncConnection, agent_ids: set[uuid.UUID]
-    ) -> dict[uuid.UUID, tuple[uuid.UUID, tuple[ScriptStep, ...]]]:
+    async def find(self, connection: AsyncConnection, agent_ids: set[uuid.UUID]) -> dict[uuid.UUID, KnownAgent]:
         """Return (workspace_id, script) for each agent that exists."""
         unknown = agent_ids - self._known.keys()
         if unknown:
-            found = await connection.execute(
-                select(Agent.agent_id, Agent.workspace_id, Agent.script).where(Agent.agent_id.in_(unknown))
-            )
+            found = await connection.execute(READ_AGENTS, {"ids": list(unknown)})
             for agent_id, workspace_id, script in found:
                 self._known[agent_id] = workspace_id, msgspec.convert(script, tuple[ScriptStep, ...])
         result = {agent_id: self._known[agent_id] for agent_id in agent_ids if agent_id in self._known}
@@ -154,7 +157,7 @@ class Agents:
             del self._known[next(iter(self._known))]
         return result
 
-    def known(self, agent_id: uuid.UUID) -> tuple[uuid.UUID, tuple[ScriptStep, ...]] | None:
+    def known(self, agent_id: uuid.UUID) -> KnownAgent | None:
         """Return what is remembered of an agent, without asking the database."""
         return self._known.get(agent_id)
 

@@ -14,15 +14,12 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.db import Database
+from service.due import queue
 from service.errors import Unavailable
 from service.exchange import Answer, Exchange, answer_json
+from service.tallies import worker_figures
 
 PROMETHEUS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
-
-QUEUE = text("""
-    SELECT count(*) AS depth, coalesce(extract(epoch FROM now() - min(next_tick_at)), 0)::float8 AS oldest_s
-    FROM runs WHERE next_tick_at <= now()
-""")
 
 
 class Operations:
@@ -55,18 +52,19 @@ class Operations:
         """Return the figures in Prometheus' text format; the queue's are read from the database at this moment."""
         asked = time.perf_counter()
         async with self._database.read() as connection:
-            queue = (await connection.execute(QUEUE)).one()
+            waiting = await queue(connection)
         exchange.db_ms = (time.perf_counter() - asked) * 1e3
         figures = [
             "# HELP plimsoll_queue_depth Runs that are due and not yet claimed.",
             "# TYPE plimsoll_queue_depth gauge",
-            f"plimsoll_queue_depth {queue.depth}",
+            f"plimsoll_queue_depth {waiting.depth}",
             "# HELP plimsoll_oldest_due_tick_seconds How long the longest waiting due run has been due.",
             "# TYPE plimsoll_oldest_due_tick_seconds gauge",
-            f"plimsoll_oldest_due_tick_seconds {queue.oldest_s:.6f}",
+            f"plimsoll_oldest_due_tick_seconds {waiting.oldest_due_s:.6f}",
             "",
         ]
-        return Answer(_own_figures() + "\n".join(figures).encode(), content_type=PROMETHEUS_TEXT)
+        body = _own_figures() + "\n".join(figures).encode() + await worker_figures(self._redis)
+        return Answer(body, content_type=PROMETHEUS_TEXT)
 
 
 def _own_figures() -> bytes:

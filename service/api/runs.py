@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -18,19 +19,23 @@ from service.api.wire import RUN_JSON
 from service.commits import Commits, Create, Spawn
 from service.db import Database
 from service.errors import Invalid, NotFound
-from service.exchange import Answer, Exchange, answer_json, field_headers
+from service.exchange import Answer, Exchange, answer_json, field_headers, refuse_nul
 from service.families import cancel_run
+from service.grouping import Grouping
 from service.quota.inforce import Quotas
-from service.quota.limits import Limit
+from service.quota.limits import Limit, Quota
 from service.quota.rates import Rates
 from service.runs import RunStatus
-from service.workspaces import Agents
+from service.workspaces import Agents, KnownAgent
 
 MAX_KEY_CHARACTERS = 255
 """Longest Idempotency-Key."""
 
 DEFAULT_PAGE, LARGEST_PAGE = 50, 200
 """Runs in one page of a list."""
+
+
+EMPTY_OBJECT = msgspec.Raw(b"{}")
 
 
 class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,7 +45,7 @@ class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     agent_id: uuid.UUID
     input_text: str | None = None
     channel: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: msgspec.Raw = EMPTY_OBJECT
     expected_subruns: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
     max_wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
 
@@ -53,7 +58,7 @@ class SpawnOptions(msgspec.Struct, forbid_unknown_fields=True):
     timeout_seconds: float | None = None
     failure_policy: str = "FAIL_FAST"
     group_id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: msgspec.Raw = EMPTY_OBJECT
 
 
 class SpawnBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -100,14 +105,12 @@ class Runs:
         self._sight = sight
         self._announcer = announcer
         self._agents = agents
+        self._agent_reads: Grouping[uuid.UUID, KnownAgent] = Grouping(self._read_agents, lanes=2)
 
     async def create(self, exchange: Exchange[CreateBody]) -> Answer:
         """Accept a run."""
         body = exchange.body
-        if not exchange.caller.may_see(body.workspace_id):
-            raise NotFound("no such workspace")
-        quota = await self._quotas.of(body.workspace_id)
-        await self._require_agent(body.workspace_id, body.agent_id)
+        quota = await self._admit(exchange)
         key = _idempotency_key(exchange)
         asked = time.perf_counter()
         fields = await self._rates.take(body.workspace_id, quota.rates, Limit.RUN_CREATION)
@@ -118,7 +121,7 @@ class Runs:
                 body.agent_id,
                 body.input_text or "",
                 body.channel or "",
-                body.metadata or {},
+                _metadata(body.metadata, "metadata"),
                 body.expected_subruns,
                 body.max_wait_seconds,
                 quota,
@@ -126,7 +129,8 @@ class Runs:
                 hashlib.sha256(exchange.body_bytes).digest() if key is not None else b"",
             )
         )
-        exchange.db_ms, exchange.publish_ms = accepted.db_ms, accepted.publish_ms
+        exchange.db_ms += accepted.db_ms
+        exchange.publish_ms = accepted.publish_ms
         self._sight.learn(accepted.run_id, RunFacts(body.workspace_id, body.agent_id))
         return answer_json(
             {
@@ -154,7 +158,7 @@ class Runs:
                 facts.workspace_id,
                 facts.agent_id,
                 exchange.body.input_text or "",
-                options.metadata or {},
+                _metadata(options.metadata, "options.metadata"),
                 options.group_id,
                 quota,
             )
@@ -229,14 +233,44 @@ class Runs:
             raise NotFound("no such run")
         return run
 
-    async def _require_agent(self, workspace_id: uuid.UUID, agent_id: uuid.UUID) -> None:
-        """Raise NotFound unless the agent is the workspace's; done before any quota is spent."""
-        known = self._agents.known(agent_id)
-        if known is None:
-            async with self._database.read() as connection:
-                known = (await self._agents.find(connection, {agent_id})).get(agent_id)
-        if known is None or known[0] != workspace_id:
+    async def _admit(self, exchange: Exchange[CreateBody]) -> Quota:
+        """Return the workspace's quota; raises NotFound unless the caller may see it and the agent is its own.
+
+        All of this comes before any quota is spent.
+        """
+        workspace_id, agent_id = exchange.body.workspace_id, exchange.body.agent_id
+        if not exchange.caller.may_see(workspace_id):
+            raise NotFound("no such workspace")
+        quota, agent = self._quotas.known(workspace_id), self._agents.known(agent_id)
+        if quota is None or agent is None:
+            asked = time.perf_counter()
+            quota = await self._quotas.of(workspace_id)
+            agent = agent or await self._agent_reads.submit(agent_id)
+            exchange.db_ms = (time.perf_counter() - asked) * 1e3
+        if agent[0] != workspace_id:
             raise NotFound("no such agent")
+        return quota
+
+    async def _read_agents(self, agent_ids: Sequence[uuid.UUID]) -> Sequence[KnownAgent | Exception]:
+        async with self._database.read() as connection:
+            found = await self._agents.find(connection, set(agent_ids))
+        return [found.get(agent_id) or NotFound("no such agent") for agent_id in agent_ids]
+
+
+def _metadata(raw: msgspec.Raw, field: str) -> msgspec.Raw:
+    """Return the caller's metadata as it was written; raises Invalid unless it is an object that can be stored."""
+    text_ = bytes(raw).strip()
+    if text_ == b"null":
+        return EMPTY_OBJECT
+    if not text_.startswith(b"{"):
+        raise Invalid(field, "expected an object")
+    try:
+        text_.decode()
+    except UnicodeDecodeError:
+        raise Invalid(field, "is not valid UTF-8") from None
+    if b"\\u0000" in text_:
+        refuse_nul(msgspec.json.decode(text_), field)
+    return raw
 
 
 def _require_supported(options: SpawnOptions) -> SpawnOptions:

@@ -13,9 +13,9 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from service.api.sight import Sight
 from service.api.wire import CHILDREN_JSON, EVENTS_JSON, RUN_JSON, STEPS_JSON
@@ -52,6 +52,9 @@ READ = text(f"""
             ELSE '.' || (SELECT sum(c.last_seq) FROM runs c WHERE c.parent_run_id = r.run_id) END AS version
     ) v
 """)  # noqa: S608 - constants
+
+WARM_UP: list[tuple[TextClause, dict[str, Any]]] = [(READ, {"asked": "[]"})]
+"""The read of nothing, to prepare it before the first request (`Database.warm`)."""
 
 Asked = tuple[uuid.UUID, int]
 """A run and the sequence number after which events are wanted."""

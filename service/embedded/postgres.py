@@ -144,13 +144,10 @@ class Postgres:
 
     def _run_once(self, command: list[str], standard_input: str = "") -> None:
         """Run one of PostgreSQL's programs to its end as the server's user."""
-        account = self.place.account
+        program = [str(self.binary(command[0])), *command[1:]]
         ended = subprocess.run(  # noqa: S603 - our own command
-            [str(self.binary(command[0])), *command[1:]],
+            processes.tied(program, signal.SIGKILL, self.place.account),
             input=standard_input, capture_output=True, text=True, env=ENVIRONMENT, cwd=self.place.data, check=False,
-            user=account.uid if account else None,
-            group=account.gid if account else None,
-            extra_groups=[] if account else None,
         )  # fmt: skip
         if ended.returncode != 0:
             words = (ended.stderr or ended.stdout).strip().splitlines()[-1:] or ["it said nothing"]

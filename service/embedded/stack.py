@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +18,14 @@ from typing import IO, Literal, Self
 import msgspec
 import psutil
 
+from service import processes
 from service.embedded.place import Place, find_place
 from service.embedded.postgres import Postgres
 from service.embedded.redis import Redis
 from service.errors import ConfigurationError, PlimsollError
 
 Server = Literal["postgres", "redis"]
+LOCK_PATIENCE_S = 0.2  # someone who only looks whether the folder is in use holds the lock for a moment
 
 
 class StackLocked(PlimsollError):
@@ -53,14 +56,20 @@ class Stack:
         self._url: str | None = None
         self._children: dict[str, int] = {}
         self._lock: IO[str] | None = None
+        self._place: Place | None = None
 
     def __enter__(self) -> Self:
         make_folder(self.folder)
         self._lock = _take_lock(self.folder)
         try:
-            place = find_place(self.folder)
-            self._start(place)
+            self._start()
             self.tell()
+        except OSError as error:  # a full disk, a folder taken away, another user's file
+            self._end()
+            raise ConfigurationError(
+                f"{error.filename or self.folder}: {error.strerror}; mend that, or choose another folder with"
+                " PLIMSOLL_STACK_DIR"
+            ) from error
         except BaseException:
             self._end()
             raise
@@ -119,17 +128,18 @@ class Stack:
             pids=self.pids,
             owner_started_at=psutil.Process().create_time(),
         )
-        unfinished = self.folder / "stack.json.unfinished"
-        unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(told)) + b"\n")
-        unfinished.replace(self.folder / "stack.json")
+        write_private(self.folder / "stack.json", msgspec.json.format(msgspec.json.encode(told)) + b"\n")
 
-    def _start(self, place: Place) -> None:
+    def _start(self) -> None:
         """Start the servers side by side and wait for both."""
+        if self._given_redis_url is not None and self._given_database_url is not None:
+            return
+        self._place = find_place(self.folder)
         if self._given_redis_url is None:
-            self.redis = Redis(place)
+            self.redis = Redis(self._place)
             self.redis.start()
         if self._given_database_url is None:
-            self.postgres = Postgres(place)
+            self.postgres = Postgres(self._place)
             self.postgres.start()
         for server in (self.redis, self.postgres):
             if server is not None:
@@ -140,8 +150,8 @@ class Stack:
         for server in (self.postgres, self.redis):
             if server is not None:
                 server.stop()
-        if self.postgres is not None and self.postgres.place.sockets.parent != self.postgres.place.data:
-            shutil.rmtree(self.postgres.place.sockets, ignore_errors=True)
+        if self._place is not None:
+            shutil.rmtree(self._place.sockets, ignore_errors=True)  # may be under /tmp, where nothing should stay
         (self.folder / "stack.json").unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.close()
@@ -153,9 +163,19 @@ def running_stack(folder: Path) -> RunningStack | None:
     try:
         told = msgspec.json.decode((folder / "stack.json").read_bytes(), type=RunningStack)
         owner = psutil.Process(told.pids["owner"])
-        return told if abs(owner.create_time() - told.owner_started_at) < 1.0 else None
+        same = abs(owner.create_time() - told.owner_started_at) < 1.0
+        return told if same and processes.runs(owner) else None
     except (OSError, msgspec.DecodeError, KeyError, psutil.Error):
         return None
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file in one step by one that only its owner may read: it may hold a password or a token."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    unfinished.touch(mode=0o600)
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
 
 
 def make_folder(folder: Path) -> None:
@@ -175,10 +195,17 @@ def make_folder(folder: Path) -> None:
 
 def _take_lock(folder: Path) -> IO[str]:
     """Return the open lock file of `folder`; raises StackLocked when another process holds it."""
-    lock = (folder / "lock").open("a")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder / 'lock'}: {error.strerror}; give a folder of your own with PLIMSOLL_STACK_DIR"
+        ) from None
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while not _locked(lock):
+        if time.monotonic() < deadline:
+            time.sleep(0.02)
+            continue
         lock.close()
         told = running_stack(folder)
         who = f"process {told.pids['owner']}" if told else "a process that is just starting or stopping it"
@@ -186,5 +213,14 @@ def _take_lock(folder: Path) -> IO[str]:
         raise StackLocked(
             f"the stack in {folder} is already running ({who}{where}): stop it, or choose another folder with"
             " PLIMSOLL_STACK_DIR"
-        ) from None
+        )
     return lock
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take the lock; False when another process holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,134 @@
+# Everything about set-up is written here and nowhere else. `make help` lists the targets.
+#
+# Every target that runs Python depends on $(STAMP): the environment is made once, and again when the lock changes.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.ready
+WHEEL_DIR := dist
+
+# Any Python from 3.11 on; say `make PYTHON=/path/to/python3.12 …` to choose one.
+PYTHON ?=
+
+# So many that a p95 can be proven: 59 independent answers without a slow one are the fewest that show, at 95 %
+# confidence, that at most 5 % are slow (0.95^59 < 0.05). Answers of one moment resemble each other, so that some
+# hundred are worth only some dozen independent ones on a busy machine; 320 runs leave room for that.
+REPORT_RUNS ?= 320
+
+# More arguments for pytest, for example PYTEST_ARGS='tests/harness -q'.
+PYTEST_ARGS ?=
+
+# More arguments for the resolver, for example LOCK_ARGS=--upgrade or LOCK_ARGS='--upgrade-package starlette'.
+LOCK_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+# ---- set-up ----------------------------------------------------------------------------------------------------------
+
+# What the environment was made for: this lock, in this folder (scripts in a venv name their folder). Held by the stamp
+# as text, because a checkout changes the files' times and not their content.
+KEY := $(shell cksum < requirements.lock) $(CURDIR)
+MADE_FOR := $(shell test -x $(PY) && cat $(STAMP) 2>/dev/null)
+ifneq ($(MADE_FOR),$(KEY))
+$(STAMP): remake
+endif
+
+# A venv without its stamp was left half-made: it is made again from nothing. When only pyproject.toml changed, the
+# locked packages stay and the project is put in anew.
+$(STAMP): requirements.lock pyproject.toml
+	@set -eu; \
+	if ! test -x $(PY) || test "$$(cat $(STAMP) 2>/dev/null)" != "$(KEY)"; then \
+	    python=""; \
+	    for each in $(if $(PYTHON),'$(PYTHON)',python3 python3.14 python3.13 python3.12 python3.11); do \
+	        if "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python="$$each"; break; fi; \
+	    done; \
+	    if test -z "$$python"; then \
+	        echo "make: Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is older or missing; install one or say make PYTHON=/path/to/python3.12" >&2; exit 1; \
+	    fi; \
+	    echo "making $(VENV) with $$("$$python" --version) from requirements.lock (1 to 3 minutes, 1.3 GB)"; \
+	    rm -rf $(VENV); \
+	    "$$python" -m venv $(VENV) || { rm -rf $(VENV); echo "make: $$python cannot make a venv; on Debian and Ubuntu install the package python3-venv" >&2; exit 1; }; \
+	    $(PY) -m pip install --quiet --require-hashes -r requirements.lock; \
+	fi; \
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .; \
+	echo "$(KEY)" > $(STAMP)
+
+.PHONY: remake
+remake:
+
+.PHONY: .venv
+.venv: $(STAMP) ## Prepare .venv from the hash-pinned lock, and nothing else
+
+# ---- for a user ------------------------------------------------------------------------------------------------------
+
+# GNU make turns every failing recipe into its own exit code 2. The verdict's code is therefore printed as the last
+# line and kept, and `make report-code` prints it: `make report || exit "$$(make -s report-code)"`.
+.PHONY: report
+report: $(STAMP) ## Stack, smoke load, notebooks, verdicts in one go; prints the report's path
+	@$(PY) -m harness run --mode smoke --runs $(REPORT_RUNS) --children 1 --poll-interval 0.1 --gate; code=$$?; \
+	echo $$code > data/.report-exit-code; \
+	case $$code in \
+	    0) ;; \
+	    1) echo "report: exit code 1, some SLO failed" >&2 ;; \
+	    2) echo "report: exit code 2, the measurement is invalid" >&2 ;; \
+	    3) echo "report: exit code 3, inconclusive: more samples are needed (make report REPORT_RUNS=…)" >&2 ;; \
+	    64) echo "report: exit code 64, bad usage" >&2 ;; \
+	    *) echo "report: exit code $$code" >&2 ;; \
+	esac; exit $$code
+
+.PHONY: report-code
+report-code: ## Print the exit code of the last `make report` (make itself only knows 0 and 2)
+	@cat data/.report-exit-code 2>/dev/null || { echo "make: no report was made here; run make report" >&2; exit 1; }
+
+.PHONY: up
+up: $(STAMP) ## Stack, service and worker in the foreground; prints a URL and a development token
+	@exec $(PY) -m service up
+
+.PHONY: lab
+lab: $(STAMP) $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json ## JupyterLab on notebooks/
+	@exec $(PY) -m jupyterlab --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# JupyterLab opens .py files as text unless it is told otherwise; told inside .venv, nobody's own settings change.
+$(VENV)/etc/jupyter/labconfig/default_setting_overrides.json: $(STAMP)
+	@mkdir -p $(@D)
+	@echo '{"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"python": "Jupytext Notebook"}}}' > $@
+
+.PHONY: bench
+bench: $(STAMP) ## The service's paths, the harness and the analysis as ratios to their floors
+	@exec $(PY) -m harness bench
+
+# ---- for a developer -------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: $(STAMP) ## Every test that needs no special machine, real PostgreSQL and Redis included
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: $(STAMP) ## Lint, format, types, import layers, docs
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports --no-logo
+	@$(PY) -m pytest -q tests/test_docs.py tests/test_environment.py
+
+.PHONY: wheel
+wheel: $(STAMP) ## Build the wheel and import it in a throwaway venv outside the checkout
+	@$(PY) .ci/check_wheel.py $(WHEEL_DIR)
+
+.PHONY: lock
+lock: $(STAMP) ## Resolve pyproject.toml into requirements.lock; LOCK_ARGS=--upgrade takes newer versions
+	@$(PY) -m uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock $(LOCK_ARGS)
+
+.PHONY: clean
+clean: ## Remove .venv, built wheels and tool caches; keeps data/
+	@rm -rf $(VENV) $(WHEEL_DIR) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find service harness tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z.][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile

@@ -1,0 +1,213 @@
+"""The harness's commands: what may be asked for, within which bounds, and what is printed.
+
+Results go to stdout, progress and errors to stderr. Bad usage is one line and exit code 64. The work is done elsewhere:
+`measurement` makes load, `report` judges it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from harness.errors import BadUsage, ExitCode, HarnessError
+from harness.generator import Plan
+from harness.measurement import measure
+from harness.sample import Mode
+from harness.sampleset import read_sample_set
+from harness.summary import summarise
+from harness.target import Target, named_target, own_stack
+from harness.workspaces import SNAPSHOT_RATE_PER_S
+
+RUNS_MAX = 100_000
+CHILDREN_MAX = 4  # the service's cap of pending subruns per parent
+SECONDS_MAX = 86_400.0  # no interval of a load test is longer than a day
+CLOSED_MODES = [str(mode) for mode in (Mode.SMOKE, Mode.BURST, Mode.SOAK)]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers bad usage with one line and the exit code that the contract gives it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ExitCode.USAGE, f"{self.prog}: {message} (see --help)\n")
+
+
+def _whole(lowest: int, highest: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = lowest - 1
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not usable: give a whole number from {lowest} to {highest}")
+        return value
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give seconds from 0 to {SECONDS_MAX:g}")
+    return value
+
+
+def _data() -> Path:
+    """Return the folder under which the harness keeps its files."""
+    return Path(os.environ.get("PLIMSOLL_DATA") or "data")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m harness", description="Makes load, records every request, judges the samples.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    run = commands.add_parser(
+        "run",
+        help="make load and record it",
+        description="Make load against a service and record every request. Without --url an embedded stack is started"
+        " for the measurement and stopped afterwards. Prints the sample set's folder and a short table.",
+        allow_abbrev=False,
+    )
+    _add_run(run)
+    report = commands.add_parser(
+        "report",
+        help="judge sample sets and write the report",
+        description="Execute the notebooks over sample sets and write HTML, verdict and tables.",
+        allow_abbrev=False,
+    )
+    report.add_argument("--samples", nargs="+", type=Path, required=True, metavar="PATH", help="sample set folders")
+    report.add_argument("--notebooks", metavar="A,B", help="names of the notebooks, by commas; default: all that apply")
+    report.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the report; default: a new one in data/reports"
+    )
+    report.add_argument("--partial", action="store_true", help="accept a set that is not complete (a killed harness)")
+    return parser
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    add = run.add_argument
+    add("--mode", choices=CLOSED_MODES, required=True,
+        help="smoke: at most --burst-size runs side by side; burst: groups of --burst-size started at one instant;"
+        " soak: one run after another")  # fmt: skip
+    add("--runs", type=_whole(1, RUNS_MAX), default=5, metavar="N", help="parent runs in all (default: %(default)s)")
+    add(
+        "--children",
+        type=_whole(0, CHILDREN_MAX),
+        default=1,
+        metavar="N",
+        help="subruns of each (default: %(default)s)",
+    )
+    add(
+        "--burst-size",
+        type=_whole(1, RUNS_MAX),
+        default=10,
+        metavar="N",
+        help="runs live at once (default: %(default)s)",
+    )
+    for flag, seconds, meaning in (
+        ("--poll-interval", 1.0, "from a poll's answer to the next poll"),
+        ("--poll-timeout", 20.0, "of polling after which a run is given up and cancelled"),
+        ("--soak-interval", 0.0, "from the end of a soak's run to the start of the next"),
+    ):
+        add(flag, type=_seconds, default=seconds, metavar="S", help=f"seconds {meaning} (default: {seconds:g})")
+    add("--out", type=Path, metavar="DIR", help="folder in which the sample set is made (default: data/samples)")
+    # The defaults of these two come from the environment and are not shown: one of them is a secret.
+    add("--url", help="service to measure, http://host:port (or PLIMSOLL_URL; default: an embedded stack)")
+    add("--token", help="installation token of that service (or PLIMSOLL_TOKEN)")
+    add("--gate", action="store_true", help="judge the samples at once and exit as `report` does")
+    add("--json", action="store_true", help="print one JSON object (milliseconds) instead of the table")
+
+
+def _target(arguments: argparse.Namespace) -> AbstractContextManager[Target]:
+    url = arguments.url or os.environ.get("PLIMSOLL_URL")
+    if url:
+        return contextlib.nullcontext(named_target(url, arguments.token or os.environ.get("PLIMSOLL_TOKEN")))
+    if arguments.token:
+        raise BadUsage("--token needs --url (or PLIMSOLL_URL): an embedded stack makes its own token")
+    return own_stack(_data() / "stack")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    plan = Plan(
+        mode=Mode(arguments.mode),
+        runs=arguments.runs,
+        children=arguments.children,
+        burst_size=arguments.burst_size,
+        poll_interval_s=arguments.poll_interval,
+        poll_timeout_s=arguments.poll_timeout,
+        soak_interval_s=arguments.soak_interval,
+    )
+    if plan.poll_interval_s * SNAPSHOT_RATE_PER_S < 1:
+        _complain(f"note: --poll-interval {plan.poll_interval_s:g} is faster than the {SNAPSHOT_RATE_PER_S}/s that a"
+                  " workspace may ask for snapshots; expect 429 once its burst capacity is used")  # fmt: skip
+    measured = measure(plan, _target(arguments), arguments.out or _data() / "samples")
+    summary = summarise(read_sample_set(measured.path))
+    if arguments.json:
+        _show(msgspec.json.encode(dataclasses.asdict(summary)).decode())
+    else:
+        _show(f"samples: {measured.path}", *summary.lines())
+    if not measured.complete:
+        raise HarnessError(f"{measured.path} lacks rows of planned requests: the measurement is not valid")
+    if not arguments.gate:
+        return ExitCode.PASSED
+    with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+        return _judge([measured.path], None, None, partial=False)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    notebooks = None
+    if arguments.notebooks is not None:
+        notebooks = [name.strip() for name in arguments.notebooks.split(",") if name.strip()]
+        if not notebooks:
+            raise BadUsage("--notebooks names none: give names by commas, or leave it out for all that apply")
+    for path in arguments.samples:
+        if not path.exists():
+            raise BadUsage(f"--samples {path} does not exist: give the folder of a sample set")
+    return _judge(arguments.samples, notebooks, arguments.out, partial=arguments.partial)
+
+
+def _judge(samples: list[Path], notebooks: list[str] | None, out: Path | None, *, partial: bool) -> int:
+    """Hand over to `report`, which is slow to import and not needed for making load."""
+    from harness.report import main as judge
+
+    return judge(samples, notebooks, out, partial)
+
+
+def _show(*lines: str) -> None:
+    """Print results; a reader that has left, as `head` does, must not change the exit code."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(text: str) -> None:
+    print(" ".join(text.split()), file=sys.stderr)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Carry out one command and return its exit code."""
+    arguments = _parser().parse_args(words)
+    try:
+        return {"run": _run, "report": _report}[arguments.command](arguments)
+    except HarnessError as fault:
+        _complain(f"python -m harness {arguments.command}: {fault}")
+        return fault.exit_code
+    except KeyboardInterrupt:
+        _complain(f"python -m harness {arguments.command}: interrupted")
+        return ExitCode.INTERRUPTED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

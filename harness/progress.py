@@ -1,0 +1,121 @@
+"""Shows how far the load is: a live line on a terminal, plain lines otherwise.
+
+Always on stderr: stdout is for results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+SHOW_INTERVAL_S = 0.25
+PLAIN_INTERVAL_S = 10.0  # a plain line at least so often, and at every tenth of the runs
+
+
+class Tally:
+    """What became of the runs so far."""
+
+    def __init__(self, runs: int) -> None:
+        self.runs = runs
+        self.completed = 0
+        self.failed = 0  # ended otherwise, or could not be created or given their children
+        self.timed_out = 0  # not seen final within the poll timeout
+        self.requests = 0  # rows so far
+
+    def end_run(self, *, final_status: str | None, timed_out: bool) -> None:
+        """Count one run."""
+        if final_status == "COMPLETED":
+            self.completed += 1
+        elif timed_out:
+            self.timed_out += 1
+        else:
+            self.failed += 1
+
+    @property
+    def ended(self) -> int:
+        """Return how many runs have ended, in whatever way."""
+        return self.completed + self.failed + self.timed_out
+
+    def line(self) -> str:
+        """Tell it in one plain line."""
+        return (
+            f"{self.ended}/{self.runs} runs: {self.completed} completed, {self.failed} failed,"
+            f" {self.timed_out} timed out; {self.requests} requests"
+        )
+
+
+class PlainLines:
+    """Prints a line when one is worth it, where nobody watches it live."""
+
+    def __init__(self, tally: Tally, stream: TextIO, now_s: float) -> None:
+        self._tally = tally
+        self._stream = stream
+        self._tenth = 0
+        self._printed_at_s = now_s
+        self._printed = ""
+
+    def due(self, now_s: float) -> str | None:
+        """Return the line to print at `now_s`, if one is due."""
+        tenth = self._tally.ended * 10 // self._tally.runs
+        if tenth == self._tenth and now_s - self._printed_at_s < PLAIN_INTERVAL_S:
+            return None
+        self._tenth, self._printed_at_s, self._printed = tenth, now_s, self._tally.line()
+        return self._printed
+
+    def show(self) -> None:
+        """Print the line that is due now, if one is."""
+        if (line := self.due(time.monotonic())) is not None:
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Print what was reached, unless it was printed already."""
+        if (line := self._tally.line()) != self._printed:
+            print(line, file=self._stream, flush=True)
+
+
+class LiveLine:
+    """A bar that is drawn anew, for a person at a terminal."""
+
+    def __init__(self, tally: Tally, stream: TextIO) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        self._tally = tally
+        # Refreshed from the event loop only: rich's own thread would wake while a request is being stamped.
+        self._bar = Progress(*columns, console=Console(file=stream), auto_refresh=False)
+        self._task = self._bar.add_task("", total=tally.runs)
+        self._bar.start()
+
+    def show(self) -> None:
+        """Draw it."""
+        self._bar.update(self._task, completed=self._tally.ended, description=self._tally.line(), refresh=True)
+
+    def close(self) -> None:
+        """Draw what was reached, and leave it there."""
+        self.show()
+        self._bar.stop()
+
+
+@contextlib.asynccontextmanager
+async def shown(tally: Tally, stream: TextIO | None = None) -> AsyncIterator[None]:
+    """Show the tally on `stream` (stderr) while the block runs."""
+    stream = stream or sys.stderr
+    display = LiveLine(tally, stream) if stream.isatty() else PlainLines(tally, stream, time.monotonic())
+
+    async def keep_showing() -> None:
+        while True:
+            await asyncio.sleep(SHOW_INTERVAL_S)
+            display.show()
+
+    showing = asyncio.create_task(keep_showing())
+    try:
+        yield
+    finally:
+        showing.cancel()
+        await asyncio.gather(showing, return_exceptions=True)
+        display.close()

@@ -1,0 +1,137 @@
+"""The service's commands: `python -m service --help`.
+
+Exit codes: 0 done, 64 bad usage (one line that names the flag), 1 something is in the way (one line that says what and
+the mend). Each command is described in `command_line.py` and done in `up.py`, `serve.py` or `administration.py`;
+modules that a command does not need are not imported for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from service.command_line import build_parser
+from service.errors import ApiError, BadUsage, Invalid, NotFound, PlimsollError, Unavailable
+from service.settings import Settings, given_addresses, settings_for, stack_folder
+
+BAD_USAGE = 64  # EX_USAGE of sysexits.h
+IN_THE_WAY = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    given = build_parser().parse_args(arguments)
+    try:
+        return _run(given)
+    except (BadUsage, ApiError) as refusal:
+        return _complain(
+            _with_flag(refusal, given.flags), IN_THE_WAY if isinstance(refusal, Unavailable) else BAD_USAGE
+        )
+    except PlimsollError as error:
+        return _complain(str(error), IN_THE_WAY)
+
+
+def _run(given: argparse.Namespace) -> int:
+    """Do what was asked for."""
+    match given.command:
+        case "up":
+            return _up(given)
+        case "serve":
+            return _serve(given)
+        case "worker":
+            from service.serve import work
+
+            return work(_settings(), given.processes)
+        case _:
+            result = _administer(given, _settings())
+            print(json.dumps(result) if given.json else _as_lines(result))
+            return 0
+
+
+def _up(given: argparse.Namespace) -> int:
+    """Run everything."""
+    from service.up import up
+
+    database_url, redis_url = given_addresses()
+    return up(
+        stack_folder(),
+        {"postgres": database_url, "redis": redis_url},
+        host=given.host,
+        port=given.port,
+        processes=given.processes,
+        workers=given.workers,
+        say=lambda line: print(line, flush=True),
+    )
+
+
+def _serve(given: argparse.Namespace) -> int:
+    """Answer HTTP on a socket of our own, or on the one that our supervisor opened."""
+    from service.serve import address_of, inherited, listen, serve, serve_here
+
+    settings = _settings()
+    if given.fd is not None:
+        return serve_here(settings, inherited(given.fd))
+    with listen(given.host, given.port) as listener:
+        print(f"url: {address_of(listener)}", flush=True)
+        return serve(settings, listener, given.processes)
+
+
+def _administer(given: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """Do one administrative command and return its result."""
+    from service import administration
+
+    match given.command, getattr(given, "verb", None):
+        case "migrate", _:
+            return administration.bring_schema_up_to_date(settings)
+        case "workspace", "create":
+            return administration.make_workspace(settings, given.name, given.quota_class)
+        case "agent", "create":
+            return administration.make_agent(settings, given.workspace, given.name, given.script)
+        case "token", "create":
+            return administration.make_token(settings, given.workspace, given.role, given.expires_days)
+        case "token", "revoke":
+            return administration.take_token_back(settings, given.token)
+        case command:
+            raise RuntimeError(f"the parser knows {command}, this function does not")
+
+
+def _settings() -> Settings:
+    """Return the environment's settings; addresses that it does not give are those of this checkout's running stack."""
+    database_url, redis_url = given_addresses()
+    if database_url is None or redis_url is None:
+        from service.embedded import running_stack
+
+        if told := running_stack(stack_folder()):
+            return settings_for(database_url or told.database_url, redis_url or told.redis_url)
+    return Settings.from_environment()
+
+
+def _as_lines(result: dict[str, Any]) -> str:
+    """Return a result for a person: a line per value that is there."""
+    return "\n".join(f"{name}: {value}" for name, value in result.items() if value is not None)
+
+
+def _with_flag(refusal: PlimsollError, flags: dict[str, str]) -> str:
+    """Return what a refusal says, with the flag in place of the API's field."""
+    if isinstance(refusal, NotFound) and "workspace_id" in flags:
+        return f"{flags['workspace_id']}: {refusal.detail}"
+    if not isinstance(refusal, Invalid):
+        return str(refusal)
+    field, _, reason = refusal.detail.partition(": ")
+    for name, flag in flags.items():
+        if field.startswith(name):
+            return f"{flag}{field.removeprefix(name)}: {reason}"
+    return refusal.detail
+
+
+def _complain(sentence: str, code: int) -> int:
+    """Say one line on standard error, and return the exit code."""
+    print(f"python -m service: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

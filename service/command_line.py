@@ -1,0 +1,145 @@
+"""What can be typed after `python -m service`: every command, flag, default and unit. Parses; does nothing.
+
+`flags` of each command maps the names of API fields to what the person typed, so that a refusal names that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from typing import NoReturn
+
+PROCESSES_MAX = 64  # each HTTP process holds several of the database's connections; more belong on more machines
+ROLES = "OWNER, ADMIN, OPERATOR or VIEWER"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusal is one line and exit code 64 (EX_USAGE)."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end."""
+        self.exit(64, f"{self.prog}: {message} (see --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = Parser(
+        prog="python -m service",
+        description="Accepts runs of AI agents, advances them, and guards itself.",
+        epilog="Commands other than `up` use DATABASE_URL and REDIS_URL, or else the stack that `up` runs in this"
+        " checkout. PLIMSOLL_STACK_DIR chooses its folder (default data/stack/up).",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    _add_roles(commands)
+    _add_administration(commands)
+    return parser
+
+
+def _add_roles(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the commands that run until they are told to stop."""
+    up = commands.add_parser(
+        "up",
+        help="embedded PostgreSQL and Redis, the HTTP service and the worker, until Ctrl-C",
+        description="Start everything on this machine and print `url: …` and `token: …` (an installation token) when"
+        " it is ready. Ctrl-C or SIGTERM drains and stops all within about 15 seconds. DATABASE_URL or REDIS_URL, when"
+        " set, replace the embedded server.",
+        allow_abbrev=False,
+    )
+    _add_listening(up)
+    up.add_argument("--workers", type=_count, default=1, metavar="N", help="worker processes (default 1)")
+    up.set_defaults(flags={})
+    serve = commands.add_parser(
+        "serve", help="the HTTP service alone", description="Answer HTTP until SIGTERM or Ctrl-C.", allow_abbrev=False
+    )
+    _add_listening(serve)
+    serve.add_argument(
+        "--fd", type=int, metavar="N", help="listen on this inherited open socket instead of --host and --port"
+    )
+    serve.set_defaults(flags={})
+    worker = commands.add_parser(
+        "worker", help="the worker alone", description="Advance runs until SIGTERM or Ctrl-C.", allow_abbrev=False
+    )
+    worker.add_argument("--processes", type=_count, default=1, metavar="N", help="worker processes (default 1)")
+    worker.set_defaults(flags={})
+
+
+def _add_listening(command: Parser) -> None:
+    """Add what a command that answers HTTP understands."""
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    command.add_argument("--port", type=_port, default=8000, help="TCP port; 0 takes a free one (default 8000)")
+    command.add_argument("--processes", type=_count, default=1, metavar="N", help="HTTP processes (default 1)")
+
+
+def _add_administration(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the commands that change something once and end."""
+    migrate = commands.add_parser("migrate", help="bring the database's schema up to date", allow_abbrev=False)
+    migrate.set_defaults(flags={})
+    _add_json(migrate)
+
+    workspace = _verbs(commands, "workspace", "make workspaces").add_parser(
+        "create", help="make a workspace and print its id", allow_abbrev=False
+    )
+    workspace.add_argument("name", metavar="NAME", help="1 to 200 characters")
+    workspace.add_argument(
+        "--quota-class", default="default", metavar="CLASS", help="default, or calibration, whose rates and caps are"
+        " lifted (default: default)",
+    )  # fmt: skip
+    workspace.set_defaults(flags={"name": "NAME", "quota_class": "--quota-class"})
+    _add_json(workspace)
+
+    agent = _verbs(commands, "agent", "make agents").add_parser(
+        "create", help="make an agent and print its id", allow_abbrev=False
+    )
+    agent.add_argument("--workspace", type=uuid.UUID, required=True, metavar="ID", help="the workspace's id")
+    agent.add_argument("--name", required=True, help="1 to 200 characters")
+    agent.add_argument(
+        "--script", metavar="FILE|JSON", help='the steps of each run, such as \'[{"kind": "MODEL_CALL", "latency_ms":'
+        ' 500}]\' (latency in milliseconds), or a file with them (default: MODEL_CALL, then OBSERVATION)',
+    )  # fmt: skip
+    agent.set_defaults(flags={"name": "--name", "script": "--script", "workspace_id": "--workspace"})
+    _add_json(agent)
+
+    tokens = _verbs(commands, "token", "make and revoke tokens")
+    token = tokens.add_parser("create", help="make a token and print it, this once", allow_abbrev=False)
+    owner = token.add_mutually_exclusive_group(required=True)
+    owner.add_argument("--workspace", type=uuid.UUID, metavar="ID", help="the workspace it is for")
+    owner.add_argument("--installation", action="store_true", help="for all workspaces, and for making new ones")
+    token.add_argument("--role", required=True, help=ROLES)
+    token.add_argument("--expires-days", type=float, metavar="N", help="days until it expires (default: never)")
+    token.set_defaults(flags={"role": "--role", "expires_days": "--expires-days", "workspace_id": "--workspace"})
+    _add_json(token)
+
+    revoke = tokens.add_parser("revoke", help="revoke a token; in force within a second", allow_abbrev=False)
+    revoke.add_argument("token", metavar="TOKEN_OR_PREFIX", help="the token, or its first 13 characters")
+    revoke.set_defaults(flags={"token": "TOKEN_OR_PREFIX"})
+    _add_json(revoke)
+
+
+def _verbs(
+    commands: argparse._SubParsersAction[Parser],
+    name: str,
+    summary: str,
+) -> argparse._SubParsersAction[Parser]:
+    """Add a command that has commands of its own."""
+    noun = commands.add_parser(name, help=summary, allow_abbrev=False)
+    return noun.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
+
+
+def _add_json(command: Parser) -> None:
+    """Add the choice of how the result is printed."""
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _port(text: str) -> int:
+    """Return a TCP port."""
+    if text.isascii() and text.isdigit() and int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+
+
+def _count(text: str) -> int:
+    """Return a number of processes."""
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= PROCESSES_MAX:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {PROCESSES_MAX}")

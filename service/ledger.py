@@ -1,0 +1,141 @@
+"""One transaction's ledger: runs locked in the one order, changes noted in memory, all written by one statement.
+
+The lock order everywhere is workspace, then parent before child, then by id: (depth, run_id). Each call locks rows that
+lie deeper than those locked before it, so two ledgers never wait for each other in a circle. The lock is FOR NO KEY
+UPDATE: it shuts out every other change of the row and lets the foreign keys of its steps and events through.
+
+Python's work per statement is what costs, so a batch of any size is one SELECT and one write (docs/decisions/0002).
+What is noted is decided by `advance`; who uses ledgers: `tick` and `families`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Iterable
+
+from sqlalchemy import TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from service.advance import Advance, NewStep, RunRow, child_ended
+from service.db import rows
+from service.events import APPEND_EVENTS, NewEvent
+
+_COLUMNS = ", ".join(RunRow.__struct_fields__)
+
+_LOCK = text(f"""
+    SELECT {_COLUMNS}, now() FROM runs WHERE run_id = ANY(CAST(:run_ids AS uuid[]))
+    ORDER BY depth, run_id FOR NO KEY UPDATE
+""")  # noqa: S608 - the columns are RunRow's own
+
+_LOCK_LIVE_CHILDREN = text(f"""
+    SELECT {_COLUMNS}, now() FROM runs WHERE parent_run_id = ANY(CAST(:run_ids AS uuid[])) AND ended_at IS NULL
+    ORDER BY depth, run_id FOR NO KEY UPDATE
+""")  # noqa: S608 - the columns are RunRow's own
+
+_WRITTEN = {
+    "status": "text",
+    "pending_subruns": "int",
+    "failed_subruns": "int",
+    "script_position": "int",
+    "step_count": "int",
+    "last_seq": "int",
+    "ticks": "int",
+    "next_tick_at": "timestamptz",
+    "wait_until": "timestamptz",
+    "error_summary": "text",
+    "started_at": "timestamptz",
+    "ended_at": "timestamptz",
+}
+"""The columns that a ledger writes, with their types."""
+
+_WRITE = text(f"""
+    WITH changed AS (
+        UPDATE runs SET {", ".join(f"{name} = new.{name}" for name in _WRITTEN)}
+        FROM json_to_recordset(CAST(:runs AS json))
+            AS new(run_id uuid, {", ".join(f"{name} {its_type}" for name, its_type in _WRITTEN.items())})
+        WHERE runs.run_id = new.run_id
+    ), stepped AS (
+        INSERT INTO steps (run_id, step_index, kind, payload, correlation_id, created_at)
+        SELECT run_id, step_index, kind, payload, correlation_id, now()
+        FROM json_to_recordset(CAST(:steps AS json))
+            AS s(run_id uuid, step_index int, kind text, payload jsonb, correlation_id uuid)
+    )
+    {APPEND_EVENTS}
+""")  # noqa: S608 - the columns are those above
+
+
+class Ledger:
+    """The locked runs of one transaction and what it is about to write about them."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+        self.runs: dict[uuid.UUID, RunRow] = {}
+        """Every locked run as it shall be."""
+        self.steps: list[NewStep] = []
+        self.events: list[NewEvent] = []
+        self._changed: dict[uuid.UUID, None] = {}
+        self._now: dt.datetime | None = None
+
+    @property
+    def now(self) -> dt.datetime:
+        """The transaction's instant, which stamps all it writes; known once a run is locked."""
+        if self._now is None:
+            raise RuntimeError("the ledger has not locked any run")
+        return self._now
+
+    async def lock(self, run_ids: Iterable[uuid.UUID]) -> None:
+        """Lock runs and read what they are now; ids that do not exist are passed over."""
+        await self._lock(_LOCK, run_ids)
+
+    async def lock_descendants(self, run_id: uuid.UUID) -> list[RunRow]:
+        """Lock every live descendant of a locked run and return them, parents first.
+
+        Level by level: while a run is locked nobody can spawn below it, so each level is complete when it is read.
+        """
+        found: list[RunRow] = []
+        level = [run_id]
+        while level:
+            runs = await self._lock(_LOCK_LIVE_CHILDREN, level)
+            found += runs
+            level = [run.run_id for run in runs]
+        return found
+
+    def note(self, outcome: Advance) -> None:
+        """Note one decision; a run that it ends settles its parent, which must be locked too."""
+        run = outcome.run
+        self.note_alone(outcome)
+        if run.is_final and run.parent_run_id is not None:
+            self.note_alone(child_ended(self.runs[run.parent_run_id], run, self.now))
+
+    def note_alone(self, outcome: Advance) -> None:
+        """Note one decision that leaves the run's parent to the caller."""
+        self.runs[outcome.run.run_id] = outcome.run
+        self._changed[outcome.run.run_id] = None
+        self.steps += outcome.steps
+        self.events += outcome.events
+
+    async def write(self) -> None:
+        """Write all that was noted."""
+        if self._changed:
+            parameters = {
+                "runs": rows(self.runs[run_id] for run_id in self._changed),
+                "steps": rows(self.steps),
+                "events": rows(self.events),
+            }
+            await self._connection.execute(_WRITE, parameters)
+
+    def makes_due(self) -> bool:
+        """Tell whether some run is due as soon as this is committed."""
+        due_at = (self.runs[run_id].next_tick_at for run_id in self._changed)
+        return any(instant is not None and instant <= self.now for instant in due_at)
+
+    async def _lock(self, statement: TextClause, run_ids: Iterable[uuid.UUID]) -> list[RunRow]:
+        found = await self._connection.execute(statement, {"run_ids": list(run_ids)})
+        runs = []
+        for row in found:
+            run = RunRow(*row[:-1])
+            self._now = row[-1]
+            self.runs[run.run_id] = run
+            runs.append(run)
+        return runs

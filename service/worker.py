@@ -1,0 +1,164 @@
+"""One worker process: wakes when something is due, and has it turned over until nothing is left.
+
+Three things wake it: a ring (Huey's consumer thread answers it), the instant at which the database says that the next
+run is due, and the sweep: at the latest after `sweep_interval_s` it looks for itself. So a lost ring costs at most that
+long, and a scripted latency is kept to the millisecond. One batch is claimed at a time; up to two are being settled
+meanwhile, which keeps PostgreSQL busy while Python decides.
+
+SIGTERM, SIGINT and SIGHUP drain: nothing more is claimed, what is in hand is settled, and the process ends with 0. What
+a tick is, and why a killed worker loses nothing: `tick`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from contextlib import suppress
+
+import structlog
+
+from service.announce import Announcer, connect_redis
+from service.db import Database, is_outage
+from service.doorbell import Doorbell
+from service.due import next_due_in_s
+from service.settings import Settings
+from service.tallies import Tallies
+from service.telemetry import configure_logging
+from service.tick import BATCH, Claim, Ticker
+from service.workspaces import Agents
+
+log = structlog.get_logger()
+
+LANES = 2
+"""Batches being settled at the same time."""
+
+SHORTEST_REST_S = 0.005
+"""Pause before looking again for due runs whose rows somebody else holds locked at this moment."""
+
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
+"""Pauses while the database is away: the first one, and the longest that doubling leads to."""
+
+DRAIN_S = 8.0
+"""How long a stopping worker waits for the batches in its hands; after that their leases take over."""
+
+GC_THRESHOLDS = (50_000, 20, 20)
+"""The collector's default settings cost tail latency and find nothing: what a batch makes has no cycles."""
+
+
+def run(settings: Settings) -> int:
+    """Work until told to stop; returns the process's exit code."""
+    configure_logging(settings.log_level)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    if sys.platform == "win32":
+        asyncio.run(_work(settings))
+    else:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_work(settings))
+    return 0
+
+
+class Worker:
+    """Turns due runs over, as long as it is not told to stop."""
+
+    def __init__(self, database: Database, ticker: Ticker, sweep_interval_s: float) -> None:
+        self._database = database
+        self._ticker = ticker
+        self._sweep_interval_s = sweep_interval_s
+        self._bell = asyncio.Event()
+        self._stopping = False
+        self._settling: set[asyncio.Task[None]] = set()
+
+    def ring(self) -> None:
+        """Look for due runs; to be called in the loop's own thread."""
+        self._bell.set()
+
+    def stop(self) -> None:
+        """Claim nothing more."""
+        self._stopping = True
+        self._bell.set()
+
+    async def work(self) -> None:
+        """Claim and settle until told to stop, then finish what is in hand."""
+        retry_s = FIRST_RETRY_S
+        while not self._stopping:
+            # Cleared before looking: what becomes due during the look rings again.
+            self._bell.clear()
+            try:
+                claims = await self._ticker.claim()
+                rest_s = None if claims else await self._rest_s()
+                retry_s = FIRST_RETRY_S
+            except Exception as fault:
+                _log_fault("looking for due runs failed; trying again", fault)
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+                continue
+            if rest_s is None:
+                await self._hand_over(claims)
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._bell.wait(), rest_s)
+        await self._drain()
+
+    async def _rest_s(self) -> float:
+        """Return for how long nothing will be due, unless somebody rings."""
+        async with self._database.read() as connection:
+            due_in_s = await next_due_in_s(connection)
+        if due_in_s is None:
+            return self._sweep_interval_s
+        return min(max(due_in_s, SHORTEST_REST_S), self._sweep_interval_s)
+
+    async def _hand_over(self, claims: list[Claim]) -> None:
+        """Settle a batch in the background, as soon as one of the lanes is free."""
+        while len(self._settling) >= LANES:
+            await asyncio.wait(self._settling, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._settle(claims))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _settle(self, claims: list[Claim]) -> None:
+        try:
+            outcomes = await self._ticker.outcomes(claims)
+            await self._ticker.settle(claims, outcomes, ring=len(claims) == BATCH)
+        except Exception as fault:
+            _log_fault("a batch was not written; its runs are due again when their leases end", fault)
+        self._bell.set()  # what was written may be due at once, or sooner than what was known before
+
+    async def _drain(self) -> None:
+        if self._settling:
+            _, late = await asyncio.wait(self._settling, timeout=DRAIN_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+
+async def _work(settings: Settings) -> None:
+    """Put one worker together, run it, and take it apart."""
+    loop = asyncio.get_running_loop()
+    database = Database(settings.database_url, pool_size=LANES + 2)
+    client = connect_redis(settings.redis_url)
+    doorbell = Doorbell(settings.redis_url, answer=lambda: loop.call_soon_threadsafe(worker.ring))
+    ticker = Ticker(database, Announcer(client, doorbell), Agents(), Tallies(), settings.lease_s)
+    worker = Worker(database, ticker, settings.sweep_interval_s)
+    stop_listening = doorbell.listen()
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(signum, worker.stop)
+    log.info("worker ready")
+    await worker.work()
+    await asyncio.to_thread(stop_listening)
+    await client.aclose()
+    await database.close()
+    log.info("worker stopped")
+
+
+def _log_fault(message: str, fault: Exception) -> None:
+    """Log an outage in one line, and anything else, which is a bug, with its traceback."""
+    if is_outage(fault):
+        log.warning(message, fault=str(fault))
+    else:
+        log.error(message, exc_info=fault)

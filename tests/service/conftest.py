@@ -1,0 +1,48 @@
+"""A tenant on a real database of the test's own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import structlog
+from structlog.testing import LogCapture
+from structlog.typing import EventDict
+
+from service.db import Database
+from service.settings import Settings
+from service.tallies import Tallies
+from service.tick import Ticker
+from service.workspaces import Agents
+from tests.tenants import Tenant, open_tenant
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A migrated database of the test's own."""
+    opened = Database(database_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def tenant(database: Database, redis_url: str) -> AsyncIterator[Tenant]:
+    """A workspace without limits and its default agent."""
+    async with open_tenant(database, redis_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ticker(tenant: Tenant) -> Ticker:
+    """A worker's hands, without the worker."""
+    return Ticker(tenant.database, tenant.announcer, Agents(), Tallies(), Settings.lease_s)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[EventDict]]:
+    """What the service logs during the test, at any level; none of it is printed."""
+    before, capture = structlog.get_config(), LogCapture()
+    structlog.configure(processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET))
+    yield capture.entries
+    structlog.configure(**before)

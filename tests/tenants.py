@@ -1,0 +1,161 @@
+"""A tenant for tests: runs accepted as the service accepts them, and what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+
+from service.announce import Announcer, connect_redis
+from service.commits import Commits, Create, Spawn
+from service.db import Database
+from service.doorbell import Doorbell
+from service.quota.limits import LIFTED
+from service.workspaces import create_agent, create_workspace
+
+NO_METADATA = msgspec.Raw(b"{}")
+
+
+class Tenant:
+    """A workspace without limits, an agent of its own, and what becomes of their runs."""
+
+    def __init__(self, database: Database, announcer: Announcer, workspace_id: uuid.UUID, agent_id: uuid.UUID) -> None:
+        self.database = database
+        self.announcer = announcer
+        self.workspace_id = workspace_id
+        self.agent_id = agent_id
+        """An agent with the default script."""
+        self._commits = Commits(database, announcer)
+
+    async def agent(self, *script: dict[str, Any]) -> uuid.UUID:
+        """Make one more agent."""
+        async with self.database.begin() as connection:
+            return await create_agent(connection, self.workspace_id, "scripted", list(script))
+
+    async def run(
+        self, agent_id: uuid.UUID | None = None, expected_subruns: int = 0, max_wait_seconds: float = 60.0
+    ) -> uuid.UUID:
+        """Accept one run; it is due at once."""
+        create = Create(
+            self.workspace_id,
+            agent_id or self.agent_id,
+            "",
+            "test",
+            NO_METADATA,
+            expected_subruns,
+            max_wait_seconds,
+            LIFTED,
+        )
+        return (await self._commits.submit(create)).run_id
+
+    async def runs(self, count: int, agent_id: uuid.UUID | None = None, expected_subruns: int = 0) -> list[uuid.UUID]:
+        """Accept several runs at once."""
+        return await asyncio.gather(*(self.run(agent_id, expected_subruns) for _ in range(count)))
+
+    async def spawn(self, parent_run_id: uuid.UUID, agent_id: uuid.UUID | None = None) -> uuid.UUID:
+        """Accept a subrun; it is due at once. Raises IllegalState when the parent has ended."""
+        spawn = Spawn(
+            parent_run_id,
+            self.workspace_id,
+            agent_id or self.agent_id,
+            "",
+            NO_METADATA,
+            f"group of {parent_run_id}",
+            LIFTED,
+        )
+        return (await self._commits.submit(spawn)).run_id
+
+    async def row(self, run_id: uuid.UUID) -> Mapping[str, Any]:
+        """Return a run as the database has it."""
+        found = await self.rows("SELECT * FROM runs WHERE run_id = :run_id", run_id=run_id)
+        return found[0]
+
+    async def status(self, run_id: uuid.UUID) -> str:
+        """Return a run's status."""
+        return str((await self.row(run_id))["status"])
+
+    async def statuses(self, *run_ids: uuid.UUID) -> list[str]:
+        """Return the status of each run."""
+        return [await self.status(run_id) for run_id in run_ids]
+
+    async def events(self, run_id: uuid.UUID) -> list[tuple[int, str, dict[str, Any]]]:
+        """Return (seq, event_type, payload) of every event of a run, in order."""
+        found = await self.rows(
+            "SELECT seq, event_type, payload FROM events WHERE run_id = :run_id ORDER BY seq", run_id=run_id
+        )
+        return [(row["seq"], row["event_type"], row["payload"]) for row in found]
+
+    async def steps(self, run_id: uuid.UUID) -> list[tuple[int, str]]:
+        """Return (step_index, kind) of every step of a run, in order."""
+        found = await self.rows(
+            "SELECT step_index, kind FROM steps WHERE run_id = :run_id ORDER BY step_index", run_id=run_id
+        )
+        return [(row["step_index"], row["kind"]) for row in found]
+
+    async def rows(self, statement: str, **parameters: Any) -> list[Mapping[str, Any]]:
+        """Read with a statement of the test's own."""
+        async with self.database.read() as connection:
+            return [dict(row) for row in (await connection.execute(text(statement), parameters)).mappings()]
+
+    async def write(self, statement: str, **parameters: Any) -> None:
+        """Write with a statement of the test's own."""
+        async with self.database.begin() as connection:
+            await connection.execute(text(statement), parameters)
+
+    async def faults(self) -> list[str]:
+        """Return what no run of the database may ever be: an empty list, or a sentence for each fault."""
+        return [str(row["fault"]) for row in await self.rows(FAULTS)]
+
+
+FAULTS = """
+    SELECT 'events of ' || runs.run_id || ' have gaps' AS fault FROM runs
+    LEFT JOIN events ON events.run_id = runs.run_id
+    GROUP BY runs.run_id HAVING count(seq) <> runs.last_seq OR max(seq) <> runs.last_seq OR min(seq) <> 1
+    UNION ALL
+    SELECT 'steps of ' || runs.run_id || ' have gaps' FROM runs
+    LEFT JOIN steps ON steps.run_id = runs.run_id
+    GROUP BY runs.run_id HAVING count(step_index) <> runs.step_count OR coalesce(max(step_index), 0) <> runs.step_count
+    UNION ALL
+    SELECT 'a step of the script of ' || runs.run_id || ' was executed twice or passed over' FROM runs
+    LEFT JOIN steps ON steps.run_id = runs.run_id AND kind <> 'SUBRUN_SPAWN'
+    GROUP BY runs.run_id HAVING count(step_index) <> runs.script_position
+        OR count(DISTINCT payload->>'script_position') <> runs.script_position
+    UNION ALL
+    SELECT 'children of ' || parent.run_id || ' are miscounted' FROM runs parent
+    LEFT JOIN runs child ON child.parent_run_id = parent.run_id
+    GROUP BY parent.run_id
+    HAVING count(child.run_id) <> parent.spawned_subruns
+        OR count(child.run_id) FILTER (WHERE child.ended_at IS NULL) <> parent.pending_subruns
+        OR count(child.run_id) FILTER (WHERE child.status IN ('FAILED', 'CANCELED')) <> parent.failed_subruns
+    UNION ALL
+    SELECT child.run_id || ' was settled ' || count(settled.seq) || ' times' FROM runs child
+    LEFT JOIN events settled ON settled.run_id = child.parent_run_id
+        AND settled.event_type IN ('subrun_completed', 'subrun_failed', 'subrun_cancelled')
+        AND settled.payload->>'child_run_id' = CAST(child.run_id AS text)
+    WHERE child.parent_run_id IS NOT NULL
+    GROUP BY child.run_id HAVING count(settled.seq) <> CASE WHEN child.ended_at IS NULL THEN 0 ELSE 1 END
+    UNION ALL
+    SELECT child.run_id || ' outlived its parent' FROM runs child JOIN runs parent
+        ON parent.run_id = child.parent_run_id WHERE child.ended_at IS NULL AND parent.ended_at IS NOT NULL
+    UNION ALL
+    SELECT 'something happened to ' || run_id || ' after its end' FROM runs JOIN events USING (run_id)
+    WHERE seq = last_seq AND ended_at IS NOT NULL AND (event_type <> 'state_changed' OR payload->>'to' <> status)
+"""
+"""One row for each way in which the stored facts contradict each other."""
+
+
+@asynccontextmanager
+async def open_tenant(database: Database, redis_url: str) -> AsyncIterator[Tenant]:
+    """Make a workspace without limits and an agent with the default script."""
+    async with database.begin() as connection:
+        workspace_id = await create_workspace(connection, "tenant", "calibration")
+        agent_id = await create_agent(connection, workspace_id, "default")
+    client = connect_redis(redis_url)
+    announcer = Announcer(client, Doorbell(redis_url))
+    yield Tenant(database, announcer, workspace_id, agent_id)
+    await client.aclose()
