@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
-import functools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +123,8 @@ def run_notebook(notebook: Notebook, parameters: Mapping[str, object], target: P
         try:
             executed: NotebookNode = papermill.execute_notebook(
                 node, str(target), parameters=dict(parameters), kernel_name="python3", cwd=str(root),
-                language="python", progress_bar=False, start_timeout=START_TIMEOUT_S, execution_timeout=CELL_TIMEOUT_S, config=config,
+                language="python", progress_bar=False, start_timeout=START_TIMEOUT_S,
+                execution_timeout=CELL_TIMEOUT_S, config=config,
                 extra_arguments=["--IPKernelApp.log_level=50"],  # it calls its own shutdown an error
             )  # fmt: skip
         except PapermillExecutionError as fault:

@@ -23,6 +23,9 @@ from harness.errors import ExitCode
 MARKS = {Status.PASS: "✓", Status.FAIL: "✗", Status.INCONCLUSIVE: "?", Status.NOT_APPLICABLE: "·"}
 """So that a verdict can be told without its colour."""
 
+ID_SHOWN = 8
+"""Characters of a measurement's id in a table, as many as its folder's name has; the footer has them all."""
+
 HEADINGS = {
     ExitCode.PASSED: "PASS",
     ExitCode.SLO_FAILED: "FAIL",
@@ -128,7 +131,7 @@ def runs(data: Dataset) -> Styler:
     frame = tables.run_frame(data)
     shown = pd.DataFrame(
         {
-            "Measurement": frame["measurement_id"],
+            "Measurement": frame["measurement_id"].str.slice(0, ID_SHOWN),
             "Runs": frame["runs"],
             "Count": frame["count"].map(_cell),
             "Completed": frame["completed"].map(_cell),
@@ -187,7 +190,7 @@ def measurements(data: Dataset) -> Styler:
     frame = tables.measurement_frame(data)
     shown = pd.DataFrame(
         {
-            "Measurement": frame["measurement_id"],
+            "Measurement": frame["measurement_id"].str.slice(0, ID_SHOWN),
             "Load": frame["mode"],
             "Requests": frame["requests"].map(_cell),
             "Runs": frame["runs"].map(_cell),

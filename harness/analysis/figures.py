@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from harness.analysis import tables
 from harness.analysis.dataset import Dataset, waited_ms
 from harness.analysis.dependence import Floats
 from harness.analysis.drawing import (
@@ -53,7 +54,7 @@ EDGE = 1.6
 OFF_SCALE_MS = 1e9
 """Above every latency: as far as the corner that a promise forbids is drawn."""
 
-TAIL_TICKS = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
+TAIL_TICKS = (0.5, 0.95, 0.99, 0.999, 0.9999, 0.99999)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ def latency_over_time(data: Dataset) -> Drawing:
             f"{view.name}: {plural(int(good.sum()), 'requests')} between {milliseconds(low)} and "
             f"{milliseconds(high)}, {plural(int((~good).sum()), 'failures')}"
         )
-    axes[-1].set_xlabel("seconds since the measurement began")
+    axes[-1].set_xlabel("seconds since the first request")
     axes[-1].set_xlim(*_time_limits(data))
     return finish(figure, "Latency over time", f"Latency of each request over time. {'; '.join(said) or 'No request'}.")
 
@@ -247,7 +248,7 @@ def resources(data: Dataset) -> Drawing:
         axis.set_ylim(0.0, max(1.0, axis.get_ylim()[1]) * 1.1)
     if not told:
         axes[0].text(0.5, 0.5, "no resources were recorded", ha="center", transform=axes[0].transAxes)
-    axes[-1].set_xlabel("seconds since the measurement began")
+    axes[-1].set_xlabel("seconds since the first request")
     axes[-1].set_xlim(*_time_limits(data))
     return finish(figure, "The machine meanwhile", f"Resources once a second. {'; '.join(said) or 'None recorded'}.")
 
@@ -299,8 +300,8 @@ def _used(verdict: Verdict) -> tuple[float, float, float]:
 
 
 def seconds_since_start(data: Dataset, rows: pd.DataFrame, column: str) -> Floats:
-    """Return each row's instant in seconds since its measurement began, shape (n_rows,)."""
-    starts = {manifest.measurement_id: manifest.clock.start.monotonic_ns for manifest in data.manifests}
+    """Return each row's instant in seconds since the first request of its measurement was due, shape (n_rows,)."""
+    starts = tables.first_request_ns(data)
     at_ns = rows[column].fillna(rows["done_at_ns"]) if "done_at_ns" in rows else rows[column]
     since = (at_ns - rows["measurement_id"].map(starts).astype("Int64")) / 1e9
     return since.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -308,8 +309,8 @@ def seconds_since_start(data: Dataset, rows: pd.DataFrame, column: str) -> Float
 
 def _time_limits(data: Dataset) -> tuple[float, float]:
     """Return the ends of the time axis in seconds: the longest measurement, with a little room."""
-    clocks = [manifest.clock for manifest in data.manifests]
-    longest = max((one.end.monotonic_ns - one.start.monotonic_ns) / 1e9 for one in clocks)
+    starts = tables.first_request_ns(data)
+    longest = max((one.clock.end.monotonic_ns - starts[one.measurement_id]) / 1e9 for one in data.manifests)
     return -0.02 * longest, 1.02 * longest
 
 
