@@ -40,6 +40,9 @@ START_TIMEOUT_S = 60
 CELL_TIMEOUT_S = 600
 """No cell of ours takes more than seconds; ten minutes is one that hangs."""
 
+TEMPORARY_CHARACTERS_MAX = 70
+"""A socket's path may have 103 characters on macOS, 107 on Linux; ours adds some 25 to that of the temporary folder."""
+
 PARAMETER_TYPES: dict[str, Any] = {
     "str": str, "int": int, "float": float, "bool": bool,
     "list[str]": list[str], "list[int]": list[int], "list[float]": list[float],
@@ -208,7 +211,8 @@ def _kernel_surroundings(root: Path) -> Iterator[Config]:
     """Give a kernel a private folder for its sockets and settings, and this harness to import; undone afterwards."""
     package = Path(harness.__file__).parent.parent
     paths = [str(root), str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with tempfile.TemporaryDirectory(prefix="plimsoll-") as private:
+    room = len(tempfile.gettempdir()) <= TEMPORARY_CHARACTERS_MAX
+    with tempfile.TemporaryDirectory(prefix="plimsoll-", dir=None if room else "/tmp") as private:  # noqa: S108 - made private
         wanted = {
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
             "JUPYTER_RUNTIME_DIR": private,
@@ -219,7 +223,6 @@ def _kernel_surroundings(root: Path) -> Iterator[Config]:
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
         try:
-            # The sockets' path is the address; it must stay short (107 characters on Linux).
             yield Config({"KernelManager": {"transport": "ipc", "ip": f"{private}/k"}})
         finally:
             for name, value in before.items():
