@@ -71,8 +71,9 @@ def latency_frame(data: Dataset) -> pd.DataFrame:
     effective_size, refusal (why there is no interval).
     """
     rows: list[dict[str, object]] = []
-    for mode in sorted({manifest.mode for manifest in data.manifests}):
-        part = data.of_modes([Mode(mode)])
+    measured = {manifest.mode for manifest in data.manifests}
+    for mode in [mode for mode in Mode if mode.value in measured]:
+        part = data.of_modes([mode])
         for endpoint in Endpoint:
             samples = part.of_endpoint(endpoint)
             if samples.empty:
@@ -83,7 +84,7 @@ def latency_frame(data: Dataset) -> pd.DataFrame:
                 found = estimate_quantile(waited, q, groups_of(samples))
                 rows.append(
                     {
-                        "mode": mode,
+                        "mode": mode.value,
                         "endpoint": endpoint.value,
                         "requests": len(samples),
                         "failed": len(samples) - len(answered),
