@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
-import functools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
