@@ -122,10 +122,18 @@ def run_notebook(notebook: Notebook, parameters: Mapping[str, object], target: P
     with _kernel_surroundings(root) as config:
         try:
             executed: NotebookNode = papermill.execute_notebook(
-                node, str(target), parameters=dict(parameters), kernel_name="python3", cwd=str(root),
-                language="python", progress_bar=False, start_timeout=START_TIMEOUT_S, execution_timeout=CELL_TIMEOUT_S, config=config,
+                node,
+                str(target),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                cwd=str(root),
+                language="python",
+                progress_bar=False,
+                start_timeout=START_TIMEOUT_S,
+                execution_timeout=CELL_TIMEOUT_S,
+                config=config,
                 extra_arguments=["--IPKernelApp.log_level=50"],  # it calls its own shutdown an error
-            )  # fmt: skip
+            )
         except PapermillExecutionError as fault:
             raise NotebookFailed(notebook.name, f"{fault.ename}: {fault.evalue}") from None
         except (RuntimeError, OSError) as fault:
