@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -92,7 +92,26 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="folder of the report; default: a new one in data/reports"
     )
     report.add_argument("--partial", action="store_true", help="accept a set that is not complete (a killed harness)")
+    report.add_argument(
+        "--slo", type=Path, metavar="FILE", help="the promises to judge by; default: data/slo.yaml of the checkout"
+    )
+    report.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="a notebook's parameter, its value as YAML; may be repeated",
+    )
     return parser
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """Return a parameter's name and the text of its value."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give NAME=VALUE")
+    return name, value
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
@@ -162,7 +181,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.gate:
         return ExitCode.PASSED
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        return _judge([measured.path], None, None, partial=False)
+        return _judge([measured.path])
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -174,14 +193,17 @@ def _report(arguments: argparse.Namespace) -> int:
     for path in arguments.samples:
         if not path.exists():
             raise BadUsage(f"--samples {path} does not exist: give the folder of a sample set")
-    return _judge(arguments.samples, notebooks, arguments.out, partial=arguments.partial)
+    options: dict[str, Any] = {"parameters": dict(arguments.parameter), "partial": arguments.partial}
+    if arguments.slo is not None:
+        options["slo_file"] = arguments.slo
+    return _judge(arguments.samples, notebooks=notebooks, out=arguments.out, **options)
 
 
-def _judge(samples: list[Path], notebooks: list[str] | None, out: Path | None, *, partial: bool) -> int:
+def _judge(samples: list[Path], **options: Any) -> int:
     """Hand over to `report`, which is slow to import and not needed for making load."""
     from harness.report import main as judge
 
-    return judge(samples, notebooks, out, partial)
+    return judge(samples, **options)
 
 
 def _show(*lines: str) -> None:
