@@ -1,6 +1,6 @@
-"""Every environment variable the service understands, read once.
+"""Every environment variable a caller may set, read once. Commands build a `Settings`, and pass it on.
 
-Nothing else in the service touches `os.environ`. Commands build a `Settings`, and pass it on.
+One more is set by the service for its own children: PROMETHEUS_MULTIPROC_DIR, which prometheus-client reads by itself.
 """
 
 from __future__ import annotations
@@ -65,14 +65,15 @@ def _log_level(environment: Mapping[str, str]) -> str:
 
 
 def sqlalchemy_url(libpq_url: str) -> str:
-    """Turn a libpq URI, `?host=/socket/dir` included, into SQLAlchemy's form for asyncpg.
+    """Turn a libpq URI, `?host=/socket/dir` included, into SQLAlchemy's form for asyncpg, which calls `sslmode` `ssl`.
 
     Source: PostgreSQL manual, 32.1.1.2 "Connection URIs".
     """
     parts = urlsplit(libpq_url)
     if parts.scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise ConfigurationError("DATABASE_URL must begin with postgresql://")
-    query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in parse_qsl(parts.query))
+    given = [("ssl" if key == "sslmode" else key, value) for key, value in parse_qsl(parts.query)]
+    query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in given)
     return f"postgresql+asyncpg://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
 
 
