@@ -27,7 +27,7 @@ from harness.errors import BadUsage, StackFailed
 
 STACK_DIR_VARIABLE = "PLIMSOLL_STACK_DIR"  # where `python -m service up` keeps its files
 START_TIMEOUT_S = 120.0  # a first start makes a database; on a slow disk that has taken tens of seconds
-STOP_TIMEOUT_S = 20.0  # the service drains within 10 s
+STOP_TIMEOUT_S = 20.0  # `up` drains and stops all within about 15 s
 LAST_LINES = 5
 STACKS_MAX = 100  # so many harnesses at once in one checkout mean that something else is wrong
 UP_COMMAND = (sys.executable, "-m", "service", "up", "--port", "0")
