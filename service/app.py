@@ -128,11 +128,6 @@ async def _warm(database: Database, client: redis.asyncio.Redis) -> None:
         log.warning("started cold: a dependency does not answer yet", fault=str(faults.exceptions[0]))
 
 
-def from_environment() -> Starlette:
-    """Build the application from the environment: the factory that uvicorn is given."""
-    return create_app(Settings.from_environment())
-
-
 class Boundary:
     """Makes the trailing slash optional below /api/ without a redirect: a redirect is no 200."""
 

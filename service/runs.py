@@ -1,7 +1,7 @@
 """What a run is: its statuses, the legal ways between them, and its steps.
 
-Pure: nothing here reads a clock or a database. `advance` decides what a tick does, `commits` creates runs, `families`
-ends them together; all of them ask `require_legal` before a status changes. The table is also in docs/run-states.md,
+Pure: nothing here reads a clock or a database. `commits` creates runs, `advance` alone changes their status and asks
+`require_legal` each time, `families` has it end several together. The table is also in docs/run-states.md,
 and a test holds the two together.
 """
 
