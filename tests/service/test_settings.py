@@ -23,7 +23,8 @@ ADDRESSES = {"DATABASE_URL": "postgresql://db", "REDIS_URL": "redis://here"}
     ],
 )
 def test_an_address_reaches_the_driver_as_it_was_meant(libpq_url: str, wanted: dict[str, Any]) -> None:
-    _, options = dialect().create_connect_args(make_url(sqlalchemy_url(libpq_url)))
+    asyncpg: Any = dialect
+    _, options = asyncpg().create_connect_args(make_url(sqlalchemy_url(libpq_url)))
     assert options == {"database": "runs", **wanted}
 
 
