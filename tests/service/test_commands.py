@@ -119,8 +119,8 @@ def test_a_script_may_be_a_file(administration: Command, tmp_path: Path) -> None
         (["token", "create", "--workspace", str(uuid.UUID(int=1)), "--role", "ADMIN"], "--workspace: no such"),
         (["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a"], "--workspace: no such workspace"),
         (
-            ["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--script", "/nonexistent"],
-            "--script: cannot read /nonexistent: No such file or directory",
+            ["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--script", "nowhere/script.json"],
+            "--script: cannot read nowhere/script.json: No such file or directory",
         ),
         (["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--script", "[1"], "--script: "),
         (

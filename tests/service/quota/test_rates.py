@@ -109,7 +109,8 @@ async def test_workspaces_do_not_share_a_bucket(redis_url: str) -> None:
     async with redis.asyncio.from_url(redis_url) as client:
         rates = Rates(client)
         for _ in range(5):
-            await rates.take(uuid.uuid4(), RATE, Limit.RUN_CREATION)
+            fields = await rates.take(uuid.uuid4(), RATE, Limit.RUN_CREATION)
+            assert fields["ratelimit"] == '"run_creation";r=1;t=0'
 
 
 async def test_an_emptied_redis_gets_its_script_again(redis_url: str) -> None:
@@ -117,7 +118,8 @@ async def test_an_emptied_redis_gets_its_script_again(redis_url: str) -> None:
         rates, workspace_id = Rates(client), uuid.uuid4()
         await rates.take(workspace_id, RATE, Limit.SUBRUN_SPAWN)
         await client.script_flush()
-        await rates.take(workspace_id, RATE, Limit.SUBRUN_SPAWN)
+        fields = await rates.take(workspace_id, RATE, Limit.SUBRUN_SPAWN)
+        assert fields["ratelimit"].startswith('"subrun_spawn";r=')  # checked, not let through
 
 
 async def test_a_lifted_limit_costs_no_call() -> None:
