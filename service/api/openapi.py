@@ -1,8 +1,8 @@
 """The API's own description: OpenAPI 3.1 from the route table and the endpoints' types, and a page that shows it.
 
-Nothing is described twice: paths, methods and roles come from the table in `app`, bodies and answers from the
-endpoints' annotations, sentences from their docstrings. The page is plain HTML made from the same description, without
-a script or anything from elsewhere, so it works offline.
+Paths, methods and roles come from the table in `app`, bodies and answers from the endpoints' annotations, sentences
+from their docstrings; only the query parameters and what each status means are written here by hand. The page is plain
+HTML made from the same description, without a script or anything from elsewhere, so it works offline.
 """
 
 from __future__ import annotations
