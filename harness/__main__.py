@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from harness.errors import BadUsage, ExitCode, HarnessError
+from harness.folders import data_folder
 from harness.generator import Plan
 from harness.measurement import measure
 from harness.sample import Mode
@@ -62,11 +63,6 @@ def _seconds(text: str) -> float:
     if not 0 <= value <= SECONDS_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is not usable: give seconds from 0 to {SECONDS_MAX:g}")
     return value
-
-
-def _data() -> Path:
-    """Return the folder under which the harness keeps its files."""
-    return Path(os.environ.get("PLIMSOLL_DATA") or "data")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,7 +150,7 @@ def _target(arguments: argparse.Namespace) -> AbstractContextManager[Target]:
         return contextlib.nullcontext(named_target(url, arguments.token or os.environ.get("PLIMSOLL_TOKEN")))
     if arguments.token:
         raise BadUsage("--token needs --url (or PLIMSOLL_URL): an embedded stack makes its own token")
-    return own_stack(_data() / "stack")
+    return own_stack(data_folder() / "stack")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -170,7 +166,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if plan.poll_interval_s * SNAPSHOT_RATE_PER_S < 1:
         _complain(f"note: --poll-interval {plan.poll_interval_s:g} is faster than the {SNAPSHOT_RATE_PER_S}/s that a"
                   " workspace may ask for snapshots; expect 429 once its burst capacity is used")  # fmt: skip
-    measured = measure(plan, _target(arguments), arguments.out or _data() / "samples")
+    measured = measure(plan, _target(arguments), arguments.out or data_folder() / "samples")
     summary = summarise(read_sample_set(measured.path))
     if arguments.json:
         _show(msgspec.json.encode(dataclasses.asdict(summary)).decode())

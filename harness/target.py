@@ -59,6 +59,15 @@ def named_target(url: str, token: str | None) -> Target:
     return Target(url.rstrip("/"), token, set, lambda: None, embedded=False)
 
 
+def _environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a stack of our own: addresses of somebody else's servers are not passed on.
+
+    `up` would use them, and the load would go to a database that the manifest does not name.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
+    return kept | {STACK_DIR_VARIABLE: str(folder)}
+
+
 @contextlib.contextmanager
 def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[Target]:
     """Start an embedded stack under `stacks`, yield it when it is ready, stop it; raises StackFailed or BadUsage."""
@@ -72,7 +81,7 @@ def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[T
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
-            env=os.environ | {STACK_DIR_VARIABLE: str(folder)},
+            env=_environment(folder),
             # Ctrl-C on the terminal is for the harness, which cancels its runs before it stops the stack.
             start_new_session=True,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,

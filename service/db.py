@@ -40,10 +40,16 @@ class Base(MappedAsDataclass, DeclarativeBase):
     )
 
 
+COMMAND_TIMEOUT_S = 30.0
+"""Longest wait for one statement of a request or a tick; a hung server must not hold them for ever."""
+
+
 class Database:
     """A pool of connections to one PostgreSQL database."""
 
-    def __init__(self, database_url: str, pool_size: int = 8) -> None:
+    def __init__(
+        self, database_url: str, pool_size: int = 8, command_timeout_s: float | None = COMMAND_TIMEOUT_S
+    ) -> None:
         self.pool_size = pool_size
         self.engine: AsyncEngine = create_async_engine(
             sqlalchemy_url(database_url),
@@ -52,7 +58,7 @@ class Database:
             pool_timeout=10,
             connect_args={
                 "timeout": 5,
-                "command_timeout": 30,
+                "command_timeout": command_timeout_s,
                 "server_settings": {
                     "timezone": "UTC",
                     "application_name": "plimsoll",
@@ -136,7 +142,8 @@ def migrate(database_url: str) -> None:
         command.upgrade(config, "head")
 
     async def run() -> None:
-        database = Database(database_url, pool_size=1)
+        # A migration may build an index for hours, or wait until another process has built it.
+        database = Database(database_url, pool_size=1, command_timeout_s=None)
         try:
             async with database.begin() as connection:
                 await connection.run_sync(upgrade)

@@ -65,6 +65,8 @@ class Grouping(Generic[Call, Result]):
         """Perform one group and wake whoever waits for it."""
         try:
             results = await self._perform([call for call, _ in group])
+            if len(results) != len(group):
+                raise RuntimeError(f"{len(group)} calls were given {len(results)} results")
         except Exception as fault:
             if len(group) > 1 and self._retry_alone(fault):
                 for member in group:

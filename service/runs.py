@@ -99,7 +99,7 @@ class Run(Base, kw_only=True):
     status: Mapped[str] = mapped_column(default=RunStatus.PENDING)
     """A RunStatus."""
     correlation_id: Mapped[uuid.UUID]
-    """Shared by a run and all its descendants."""
+    """Shared by a run and all its descendants: the id of the run that none of them spawned."""
     input_text: Mapped[str] = mapped_column(default="")
     channel: Mapped[str] = mapped_column(default="")
     """Where the request came from, in the caller's words."""

@@ -193,3 +193,15 @@ def test_the_architecture_page_names_every_module() -> None:
     assert modules
     unnamed = [relative(path) for path in modules if f"`{relative(path)}`" not in page]
     assert unnamed == [], "say in docs/architecture.md what each of these owns"
+
+
+def test_every_environment_variable_is_explained() -> None:
+    page = text_of(ROOT / "docs/operations.md")
+    read = {
+        name
+        for path in tracked("*.py")
+        if path.relative_to(ROOT).parts[0] in ("service", "harness")
+        for name in re.findall(r"\bPLIMSOLL_[A-Z_]+[A-Z]\b", text_of(path))
+    }
+    assert read
+    assert sorted(name for name in read if f"`{name}`" not in page) == []

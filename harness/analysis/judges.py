@@ -154,7 +154,7 @@ def judge_error_share(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     if rows.empty:
         return verdict_of(slo, mode, Status.INCONCLUSIVE, f"The {mode.value} samples hold no request at all.")
     is_failed: Bools = (rows["outcome"] != Outcome.OK.value).to_numpy(dtype=bool)
-    effective = effective_size(is_failed, slo.limit, groups_of(rows))
+    effective = effective_size(is_failed, slo.limit, groups_of(rows), waited_ms(rows))
     lower, upper = share_bounds(is_failed, effective)
     status = settle(slo.op, slo.limit, lower, upper)
     more = more_for_share(is_failed, effective, slo.limit) if status is Status.INCONCLUSIVE else None

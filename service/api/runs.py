@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import time
 import uuid
 from collections.abc import Sequence
@@ -131,7 +130,7 @@ class Runs:
                 body.max_wait_seconds,
                 quota,
                 key,
-                hashlib.sha256(exchange.body_bytes).digest() if key is not None else b"",
+                exchange.body_bytes if key is not None else b"",
             )
         )
         exchange.db_ms += accepted.db_ms

@@ -104,7 +104,7 @@ def upgrade() -> None:
         sa.Column("key", sa.Text, primary_key=True),
         sa.Column("body_hash", sa.LargeBinary, nullable=False),
         sa.Column("run_id", sa.Uuid, nullable=False),
-        sa.Column("created_at", _Instant, nullable=False),
+        sa.Column("created_at", _Instant, nullable=False, index=True),
     )
 
 

@@ -12,6 +12,8 @@ import pytest
 from sqlalchemy import text
 
 from service.db import Database
+from service.idempotency import IdempotencyKeys, KeyedWrite
+from service.runs import new_id
 
 ABSENT = "01a00000-0000-7000-8000-000000000000"
 
@@ -254,3 +256,19 @@ async def test_what_is_written_is_in_the_database_before_the_answer(tenant: Any,
             {"run_id": run_id},
         )
         assert found.one()._asdict() == {"status": "PENDING", "last_seq": 1, "due": True}
+
+
+async def test_a_key_is_forgotten_after_a_day_and_may_be_used_again(tenant: Any, database: Database) -> None:
+    body = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id)}
+    key = {"idempotency-key": "daily"}
+    first = (await tenant.operator.post("/api/runs/", json=body, headers=key)).json()["run_id"]
+    async with database.begin() as connection:
+        await connection.execute(
+            text("UPDATE idempotency_keys SET created_at = created_at - interval '25 hours' WHERE run_id = :run_id"),
+            {"run_id": first},
+        )
+        assert (
+            await IdempotencyKeys().claim(connection, [KeyedWrite(tenant.workspace_id, "other", b"", new_id())]) == {}
+        )
+    second = (await tenant.operator.post("/api/runs/", json=body, headers=key)).json()["run_id"]
+    assert second != first
