@@ -182,9 +182,9 @@ class Operation:
             raise Unauthenticated("send `Authorization: Bearer <token>`")
         caller = self._callers.remembered(header)
         exchange.caller = caller if caller is not None else await self._callers.identify(header)
-        exchange.caller.require(role)
         if self.installation:
             exchange.caller.require_installation()
+        exchange.caller.require(role)
 
 
 async def respond(send: Send, answer: Answer[Any], timing: str) -> None:
