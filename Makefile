@@ -70,10 +70,11 @@ remake:
 
 # GNU make turns every failing recipe into its own exit code 2. The verdict's code is therefore printed as the last
 # line and kept, and `make report-code` prints it: `make report || exit "$$(make -s report-code)"`.
-.PHONY: report forget-code
+.PHONY: forget-code
 forget-code:
 	@rm -f data/.report-exit-code
 
+.PHONY: report
 report: forget-code $(STAMP) ## Stack, smoke load, notebooks, verdicts in one go; prints the report's path
 	@$(PY) -m harness run --mode smoke --runs $(REPORT_RUNS) --children 1 --poll-interval 0.1 --gate; code=$$?; \
 	echo $$code > data/.report-exit-code; \
