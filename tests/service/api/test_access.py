@@ -161,3 +161,12 @@ async def test_the_scheme_is_read_without_regard_to_case(database: Database) -> 
         issued = await issue_token(connection, None, "ADMIN")
     caller = await Callers(database).identify(f"bEARER {issued.token}".encode())
     assert (caller.role, caller.workspace_id) == (Role.ADMIN, None)
+
+
+async def test_a_header_that_is_far_too_long_is_unknown_and_not_remembered(database: Database) -> None:
+    async with database.begin() as connection:
+        token = (await issue_token(connection, None, "OWNER")).token
+    callers = Callers(database)
+    padded = b"Bearer " + b" " * 60_000 + token.encode()
+    assert await refused(callers, padded)
+    assert callers.remembered(padded) is None
