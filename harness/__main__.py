@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -222,6 +223,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except HarnessError as fault:
         _complain(f"python -m harness {arguments.command}: {fault}")
         return fault.exit_code
+    except Exception:  # a bug of ours: Python's own exit code, 1, would tell a CI job that an SLO failed
+        traceback.print_exc()
+        _complain(f"python -m harness {arguments.command}: this is a fault of the harness; nothing was judged")
+        return ExitCode.INVALID
     except KeyboardInterrupt:
         _complain(f"python -m harness {arguments.command}: interrupted")
         return ExitCode.INTERRUPTED

@@ -61,7 +61,7 @@ class _Indicator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     op: Op
-    value: Annotated[float, msgspec.Meta(ge=0)]
+    value: Annotated[float, msgspec.Meta(ge=0, le=1e12)]  # a verdict cannot hold infinity
 
 
 class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

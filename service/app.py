@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.announce import Announcer, connect_redis
@@ -157,6 +157,19 @@ async def _no_route(request: Request, error: Exception) -> Response:
     else:
         known = Malformed("the request cannot be routed")
     answer = refusal(known, request.scope)
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    headers = {name.lower(): value for name, value in (getattr(error, "headers", None) or {}).items()}
+    if status == 405:  # the route that refused knows its own method only
+        headers["allow"] = ", ".join(sorted(_methods_of(request)))
     headers["server-timing"] = "auth;dur=0, quota;dur=0, db;dur=0, publish;dur=0, app;dur=0"
     return Response(answer.body, answer.status, headers, answer.content_type.decode())
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Return every method that the table has for a request's path (RFC 9110, section 15.5.6)."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    return {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }

@@ -35,6 +35,10 @@ NAMED_BY = len(TOKEN_PREFIX) + 8
 """How many leading characters of a token are kept in clear to name it."""
 
 
+LONGEST_HEADER = 256
+"""Longest Authorization header that is looked at, bytes; ours have 55."""
+
+
 class Role(enum.IntEnum):
     """What a token may do in its workspace; each role may do what the lower ones may."""
 
@@ -185,6 +189,8 @@ class Callers:
 
     async def identify(self, header: bytes) -> Caller:
         """Return the caller of `Authorization: Bearer <token>`; raises Unauthenticated without saying why."""
+        if len(header) > LONGEST_HEADER:  # never one of ours, and must not be remembered
+            raise Unauthenticated("the token is unknown, expired or revoked")
         scheme, _, token = header.partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
             raise Unauthenticated("send `Authorization: Bearer <token>`")

@@ -104,7 +104,7 @@ INSERT_RUNS = """
            channel, metadata, group_id, expected_subruns, max_wait_seconds, 1, now(), now()
     FROM json_to_recordset(CAST(:runs AS json))
         AS r(run_id uuid, workspace_id uuid, agent_id uuid, parent_run_id uuid, depth int, correlation_id uuid,
-             input_text text, channel text, metadata jsonb, group_id text, expected_subruns int,
+             input_text text, channel text, metadata json, group_id text, expected_subruns int,
              max_wait_seconds float8)
 """
 

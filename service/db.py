@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import msgspec
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, MetaData, Text, TextClause, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import Connection, MetaData, Text, TextClause, event, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
@@ -56,6 +56,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=10,
+            hide_parameters=True,  # errors are logged; what callers sent and the hashes of tokens are not
             connect_args={
                 "timeout": 5,
                 "command_timeout": command_timeout_s,
@@ -69,6 +70,7 @@ class Database:
                 },
             },
         )
+        event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
@@ -102,6 +104,15 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+
+
+def _refuse_closed(_connection: Any, record: Any, _proxy: Any) -> None:
+    """Have the pool replace a connection that the server has closed meanwhile: the driver knows without asking it.
+
+    A restart of PostgreSQL leaves every resting connection closed; each would fail one request, long after.
+    """
+    if record.driver_connection.is_closed():
+        raise DisconnectionError("the server closed this connection while it rested")
 
 
 def rows(batch: Iterable[Any]) -> str:

@@ -216,22 +216,18 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > MAX_BODY_BYTES:
             raise BodyTooLarge(f"the body has {int(value)} bytes; at most {MAX_BODY_BYTES} are read")
-    message = await receive()
-    if not message.get("more_body"):
-        first: bytes = message.get("body", b"")
-        if len(first) > MAX_BODY_BYTES:
-            raise BodyTooLarge(f"at most {MAX_BODY_BYTES} bytes of body are read")
-        return first
-    parts, size = [message.get("body", b"")], len(message.get("body", b""))
-    while message.get("more_body"):
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
         message = await receive()
-        if message["type"] == "http.disconnect":
+        if message["type"] == "http.disconnect":  # even as the first message: what was not sent is not an empty body
             raise Malformed("the connection closed before the body was complete")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MAX_BODY_BYTES:
             raise BodyTooLarge(f"at most {MAX_BODY_BYTES} bytes of body are read")
-    return b"".join(parts)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

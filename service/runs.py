@@ -14,7 +14,7 @@ from typing import Any
 
 import uuid_utils.compat
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db import Base
@@ -103,8 +103,8 @@ class Run(Base, kw_only=True):
     input_text: Mapped[str] = mapped_column(default="")
     channel: Mapped[str] = mapped_column(default="")
     """Where the request came from, in the caller's words."""
-    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default_factory=dict)
-    """The caller's own `metadata`; the service never reads it."""
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default_factory=dict)
+    """The caller's own `metadata`; the service never reads it. JSON keeps its text: JSONB would write 1e131071 out."""
     group_id: Mapped[str | None] = mapped_column(default=None)
     """Which group of subruns this one belongs to; null for a parent run."""
     expected_subruns: Mapped[int] = mapped_column(default=0)

@@ -18,7 +18,7 @@ from service.api.sight import RunFacts, Sight
 from service.api.wire import RUN_JSON
 from service.commits import Commits, Create, Spawn
 from service.db import Database
-from service.errors import Invalid, NotFound
+from service.errors import Invalid, Malformed, NotFound
 from service.exchange import Answer, Exchange, answer_json, field_headers, refuse_nul
 from service.families import cancel_run
 from service.grouping import Grouping
@@ -274,7 +274,10 @@ def _metadata(raw: msgspec.Raw, field: str) -> msgspec.Raw:
     except UnicodeDecodeError:
         raise Invalid(field, "is not valid UTF-8") from None
     if b"\\u0000" in text_:
-        refuse_nul(msgspec.json.decode(text_), field)
+        try:
+            refuse_nul(msgspec.json.decode(text_), field)
+        except RecursionError:
+            raise Malformed("the body is nested too deeply") from None
     return raw
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import TextClause, text
 from service.api.answers import SnapshotView
 from service.api.sight import Sight
 from service.api.wire import CHILDREN_JSON, EVENTS_JSON, RUN_JSON, STEPS_JSON
-from service.db import Database, rows
+from service.db import Database, is_outage, rows
 from service.errors import Invalid, NotFound
 from service.events import Following
 from service.exchange import Answer, Exchange, field_headers
@@ -77,7 +77,9 @@ class Views:
         self._database = database
         self._kept: OrderedDict[Asked, View] = OrderedDict()
         self._kept_bytes = 0
-        self._grouping: Grouping[Asked, View] = Grouping(self._read, lanes=2)
+        self._grouping: Grouping[Asked, View] = Grouping(
+            self._read, lanes=2, retry_alone=lambda fault: not is_outage(fault)
+        )
 
     async def see(self, run_id: uuid.UUID, since_seq: int) -> View:
         """Return the snapshot as it stands now; raises NotFound."""
