@@ -160,7 +160,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; marg
 h2 { margin: 2.5rem 0 .25rem; font-size: 1.1rem } h2 code { font-size: 1rem }
 .method { display: inline-block; min-width: 4.5rem; font-weight: 700 }
 table { border-collapse: collapse; margin: .5rem 0 } td, th { text-align: left; padding: .15rem 1rem .15rem 0 }
-th { font-weight: 600; color: #555 } small { color: #555 } code { font-family: ui-monospace, monospace }
+td { vertical-align: top } td:nth-child(2) { white-space: nowrap } th { font-weight: 600; color: #555 } small { color: #555 } code { font-family: ui-monospace, monospace }
 """
 
 
@@ -180,6 +180,11 @@ def page(document: dict[str, Any]) -> str:
     )
 
 
+def _prose(text: str) -> str:
+    """Escape a sentence and set what stands in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
 def _section(path: str, method: str, operation: dict[str, Any], document: dict[str, Any]) -> str:
     role = operation.get("x-role")
     who = "open to everybody" if role is None else f"role {role} or higher"
@@ -187,7 +192,7 @@ def _section(path: str, method: str, operation: dict[str, Any], document: dict[s
         who += ", installation token"
     parts = [
         f'<h2><span class="method">{method.upper()}</span> <code>{html.escape(path)}</code></h2>',
-        f"<div>{html.escape(operation['summary'])} <small>{who}</small></div>",
+        f"<div>{_prose(operation['summary'])} <small>{who}</small></div>",
     ]
     rows = [(p["name"], f"in the {p['in']}", p.get("description", "")) for p in operation["parameters"]]
     if "requestBody" in operation:
@@ -195,7 +200,7 @@ def _section(path: str, method: str, operation: dict[str, Any], document: dict[s
         rows += [(each, "in the body", kind) for each, kind in _fields(schema, document)]
     if rows:
         cells = "".join(
-            f"<tr><td><code>{html.escape(a)}</code></td><td>{html.escape(b)}</td><td>{html.escape(c)}</td></tr>"
+            f"<tr><td><code>{html.escape(a)}</code></td><td>{html.escape(b)}</td><td>{_prose(c)}</td></tr>"
             for a, b, c in rows
         )
         parts.append(f"<table>{cells}</table>")
@@ -207,19 +212,43 @@ def _section(path: str, method: str, operation: dict[str, Any], document: dict[s
 
 
 def _fields(schema: dict[str, Any], document: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return (name, type) of an object's fields, `required` marked."""
-    if "$ref" in schema:
-        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    """Return (name, what it may be) of an object's fields, with their defaults."""
+    schema = _resolved(schema, document)
     required = set(schema.get("required", ()))
-    return [
-        (name, _kind(field) + (", required" if name in required else ""))
-        for name, field in schema.get("properties", {}).items()
-    ]
+    described = []
+    for name, field in schema.get("properties", {}).items():
+        words = _kind(field, document)
+        if name in required:
+            words += ", required"
+        elif field.get("default") is not None:
+            words += f", default {field['default']}"
+        described.append((name, words))
+    return described
 
 
-def _kind(field: dict[str, Any]) -> str:
+def _resolved(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    """Follow a reference to the schema that it names."""
+    if "$ref" not in schema:
+        return schema
+    named: dict[str, Any] = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return named
+
+
+def _kind(field: dict[str, Any], document: dict[str, Any]) -> str:
+    """Say in words what a field may be: its values, its inner fields, or its type and bounds."""
     if "anyOf" in field:
-        return " or ".join(_kind(each) for each in field["anyOf"])
-    if "$ref" in field:
-        return str(field["$ref"]).rpartition("/")[2]
-    return str(field.get("format") or field.get("type") or "any")
+        return " or ".join(_kind(each, document) for each in field["anyOf"])
+    field = _resolved(field, document)
+    if "enum" in field:
+        return " or ".join(map(str, field["enum"]))
+    if "properties" in field:
+        return "{" + "; ".join(f"{name}: {words}" for name, words in _fields(field, document)) + "}"
+    words = str(field.get("format") or field.get("type") or "any")
+    if words == "array" and "items" in field:
+        return f"list of {_kind(field['items'], document)}"
+    bounds = [
+        f"{sign} {field[key]:g}"
+        for key, sign in (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"))
+        if key in field
+    ]
+    return " ".join([words, *bounds])
