@@ -44,7 +44,6 @@ class Grouping(Generic[Call, Result]):
         if len(self._busy) < self._lanes:
             task = asyncio.get_running_loop().create_task(self._work())
             self._busy.add(task)
-            task.add_done_callback(self._busy.discard)
         return future
 
     async def drain(self) -> None:
@@ -54,9 +53,16 @@ class Grouping(Generic[Call, Result]):
 
     async def _work(self) -> None:
         """Perform groups until nobody waits."""
-        while self._waiting:
-            group, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            await self._settle(group)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - `submit` made it
+        try:
+            while self._waiting:
+                group, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                await self._settle(group)
+        finally:
+            # In the same turn in which nobody was found waiting: whoever was just answered may submit again before
+            # a callback of this task would run, and must find the lane free.
+            self._busy.discard(task)
 
     async def _settle(self, group: list[tuple[Call, asyncio.Future[Result]]]) -> None:
         """Perform one group and wake whoever waits for it."""

@@ -92,3 +92,9 @@ async def test_drain_returns_when_every_call_is_answered() -> None:
     calls = [grouping.submit(n) for n in range(4)]
     await grouping.drain()
     assert [call.result() for call in calls] == [0, 10, 20, 30]
+
+
+async def test_a_call_made_in_the_moment_of_an_answer_is_performed() -> None:
+    grouping = Grouping(Echo().perform)
+    async with asyncio.timeout(5):
+        assert [await grouping.submit(n) for n in range(3)] == [0, 10, 20]
