@@ -13,9 +13,10 @@ WHEEL_DIR := dist
 # Any Python from 3.11 on; say `make PYTHON=/path/to/python3.12 …` to choose one.
 PYTHON ?=
 
-# So many that a p95 can be proven: 59 answers without a slow one are the fewest that show, at 95 % confidence, that at
-# most 5 % are slow (0.95^59 < 0.05); 64 leave a little room.
-REPORT_RUNS ?= 64
+# So many that a p95 can be proven: 59 independent answers without a slow one are the fewest that show, at 95 %
+# confidence, that at most 5 % are slow (0.95^59 < 0.05). Answers of one moment resemble each other, so that some
+# hundred are worth only some dozen independent ones on a busy machine; 320 runs leave room for that.
+REPORT_RUNS ?= 320
 
 # More arguments for pytest, for example PYTEST_ARGS='tests/harness -q'.
 PYTEST_ARGS ?=

@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -104,6 +103,17 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="folder of the report; default: a new one in data/reports"
     )
     report.add_argument("--partial", action="store_true", help="accept a set that is not complete (a killed harness)")
+    report.add_argument(
+        "--slo", type=Path, metavar="FILE", help="the promises to judge by; default: data/slo.yaml of the checkout"
+    )
+    report.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="a notebook's parameter, its value as YAML; may be repeated",
+    )
     bench = commands.add_parser(
         "bench",
         help="measure the service's paths, the harness and the analysis beside their floors",
@@ -114,6 +124,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_bench(bench)
     return parser
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """Return a parameter's name and the text of its value."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give NAME=VALUE")
+    return name, value
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
@@ -192,7 +210,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.gate:
         return ExitCode.PASSED
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        return _judge([measured.path], None, None, partial=False)
+        return _judge([measured.path])
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -204,7 +222,10 @@ def _report(arguments: argparse.Namespace) -> int:
     for path in arguments.samples:
         if not path.exists():
             raise BadUsage(f"--samples {path} does not exist: give the folder of a sample set")
-    return _judge(arguments.samples, notebooks, arguments.out, partial=arguments.partial)
+    options: dict[str, Any] = {"parameters": dict(arguments.parameter), "partial": arguments.partial}
+    if arguments.slo is not None:
+        options["slo_file"] = arguments.slo
+    return _judge(arguments.samples, notebooks=notebooks, out=arguments.out, **options)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -231,9 +252,11 @@ def _bench(arguments: argparse.Namespace) -> int:
     return ExitCode.PASSED
 
 
-def _judge(samples: list[Path], notebooks: list[str] | None, out: Path | None, *, partial: bool) -> int:
+def _judge(samples: list[Path], **options: Any) -> int:
     """Hand over to `report`, which is slow to import and not needed for making load."""
-    return int(importlib.import_module("harness.report").main(samples, notebooks, out, partial))
+    from harness.report import main as judge
+
+    return judge(samples, **options)
 
 
 def _show(*lines: str) -> None:

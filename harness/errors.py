@@ -61,5 +61,6 @@ class StackFailed(HarnessError):
     """The embedded stack did not start, or stopped while it was needed. Carries the last lines it wrote."""
 
     def __init__(self, fault: str, last_lines: list[str]) -> None:
-        super().__init__("; its last lines were: | ".join([fault, " | ".join(last_lines)]) if last_lines else fault)
+        told = f"; its last lines were: {' | '.join(last_lines)}" if last_lines else ""
+        super().__init__(fault + told)
         self.last_lines = last_lines

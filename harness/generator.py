@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from harness.api import Api
@@ -55,7 +55,7 @@ class LoopLag:
     """How late the event loop wakes: a heartbeat on a fixed grid, the worst of the time since it was last taken."""
 
     def __init__(self) -> None:
-        self._worst_s = 0.0
+        self._worst_s: float | None = None
 
     async def watch(self) -> None:
         """Beat until cancelled."""
@@ -64,12 +64,12 @@ class LoopLag:
         while True:
             due = max(due + HEARTBEAT_S, loop.time())
             await asyncio.sleep(due - loop.time())
-            self._worst_s = max(self._worst_s, loop.time() - due)
+            self._worst_s = max(self._worst_s or 0.0, loop.time() - due)
 
-    def take_ms(self) -> float:
-        """Return the worst lateness since the last call, in milliseconds."""
-        worst_s, self._worst_s = self._worst_s, 0.0
-        return worst_s * 1e3
+    def take_ms(self) -> float | None:
+        """Return the worst lateness since the last call, in milliseconds; None when it did not beat since."""
+        worst_s, self._worst_s = self._worst_s, None
+        return None if worst_s is None else worst_s * 1e3
 
 
 @contextlib.contextmanager
@@ -89,12 +89,22 @@ def quiet_collector() -> Iterator[None]:
 class Generator:
     """One closed-loop measurement from the first run to the last."""
 
-    def __init__(self, plan: Plan, client: Client, api: Api, recorder: Recorder, resources: Resources) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        client: Client,
+        api: Api,
+        recorder: Recorder,
+        resources: Resources,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check` is called every second and may raise a HarnessError that ends the load."""
         self.tally = Tally(plan.runs)
         self._plan = plan
         self._client = client
         self._recorder = recorder
         self._resources = resources
+        self._check = check
         self._lag = LoopLag()
         self._habits = Habits(plan.children, plan.poll_interval_s, plan.poll_timeout_s)
         self._loop_plan = closed_loop(plan.mode, plan.runs, plan.burst_size, plan.soak_interval_s)
@@ -112,7 +122,7 @@ class Generator:
         await self._workspaces.prepare(count)
 
     async def carry_out(self) -> None:
-        """Make the whole load. Raises HarnessError when recording fails; cancelled, it cleans up and passes it on."""
+        """Make the whole load. Raises HarnessError when recording or `check` fails; cancelled, it cleans up."""
         with quiet_collector():
             load = asyncio.create_task(self._load())
             beside = [asyncio.create_task(work) for work in (self._flush(), self._look(), self._lag.watch())]
@@ -129,6 +139,7 @@ class Generator:
                 self.tally.requests = self._recorder.samples.rows
             # A short load ends between two looks: what happened since the last one is told too.
             self._recorder.add_resources(await self._resources.look(self._lag.take_ms()))
+            self._check()
 
     async def _load(self) -> None:
         first = 1
@@ -200,6 +211,7 @@ class Generator:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
+            self._check()
             self._recorder.add_resources(await self._resources.look(self._lag.take_ms()))
             due = max(due + LOOK_INTERVAL_S, loop.time())
             await asyncio.sleep(due - loop.time())

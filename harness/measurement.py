@@ -70,7 +70,7 @@ async def _measure(plan: Plan, target: Target, samples_root: Path) -> Measured:
     client, watcher = Client(target.url), Client(target.url, METRICS_TIMEOUT_S)
     recorder = Recorder(samples_root, plan.mode, SCENARIO, plan.parameters() | {"target": target.name})
     resources = Resources(Api(watcher, target.token), target.pids)
-    generator = Generator(plan, client, Api(client, target.token), recorder, resources)
+    generator = Generator(plan, client, Api(client, target.token), recorder, resources, target.check)
     try:
         try:
             await generator.prepare()

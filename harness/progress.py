@@ -59,14 +59,15 @@ class PlainLines:
         self._stream = stream
         self._tenth = 0
         self._printed_at_s = now_s
+        self._printed = ""
 
     def due(self, now_s: float) -> str | None:
         """Return the line to print at `now_s`, if one is due."""
         tenth = self._tally.ended * 10 // self._tally.runs
         if tenth == self._tenth and now_s - self._printed_at_s < PLAIN_INTERVAL_S:
             return None
-        self._tenth, self._printed_at_s = tenth, now_s
-        return self._tally.line()
+        self._tenth, self._printed_at_s, self._printed = tenth, now_s, self._tally.line()
+        return self._printed
 
     def show(self) -> None:
         """Print the line that is due now, if one is."""
@@ -74,8 +75,9 @@ class PlainLines:
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Print what was reached."""
-        print(self._tally.line(), file=self._stream, flush=True)
+        """Print what was reached, unless it was printed already."""
+        if (line := self._tally.line()) != self._printed:
+            print(line, file=self._stream, flush=True)
 
 
 class LiveLine:

@@ -49,10 +49,14 @@ def gauge(metrics: Metrics, name: str, join: Callable[[Iterable[float]], float] 
 
 
 def increase(before: Metrics, now: Metrics, name: str) -> float | None:
-    """Return by how much a counter rose; None when it is not told twice, or fell (its process began anew)."""
-    if name not in before or name not in now:
+    """Return by how much a counter rose between two looks that both saw metrics; None where that cannot be said.
+
+    A counter with labels shows only once it has counted, so one that is new rose from zero. One that fell belongs to a
+    process that began anew.
+    """
+    if not before or name not in now:
         return None
-    rise = sum(now[name]) - sum(before[name])
+    rise = sum(now[name]) - sum(before.get(name, []))
     return rise if rise >= 0 else None
 
 

@@ -117,7 +117,7 @@ class ResourceSample:
     queue_depth: float | None  # due runs not yet claimed (plimsoll_queue_depth)
     oldest_due_tick_s: float | None  # age of the oldest due run (plimsoll_oldest_due_tick_seconds)
     ticks_per_s: float | None  # from the counter plimsoll_ticks_total
-    redis_publish_lag_ms: float | None  # publish to delivery, measured by the service
+    redis_publish_lag_ms: float | None  # commit to Redis having passed the events on, by the service
     db_write_ms: float | None  # mean write transaction over the second
     iowait_percent: float | None
     generator_lag_ms: float | None  # how late the harness's own loop woke, worst of the second

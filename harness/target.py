@@ -15,7 +15,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import IO
 
 import psutil
 
-from harness.client import split_url
+from harness.address import split_url
 from harness.errors import BadUsage, StackFailed
 
 STACK_DIR_VARIABLE = "PLIMSOLL_STACK_DIR"  # where `python -m service up` keeps its files
@@ -41,6 +40,7 @@ class Target:
     url: str
     token: str = dataclasses.field(repr=False)  # an installation token
     pids: Callable[[], set[int]]  # the service's processes on this machine; empty when it is elsewhere
+    check: Callable[[], None]  # raises StackFailed when an own stack has ended by itself
     embedded: bool
 
     @property
@@ -56,15 +56,16 @@ def named_target(url: str, token: str | None) -> Target:
         raise BadUsage("--url needs --token (or PLIMSOLL_TOKEN): give an installation token of that service")
     if not all("!" <= character <= "~" for character in token):
         raise BadUsage("--token holds a space or a character that no token has: give it as it was shown")
-    return Target(url.rstrip("/"), token, set, embedded=False)
+    return Target(url.rstrip("/"), token, set, lambda: None, embedded=False)
 
 
 @contextlib.contextmanager
 def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[Target]:
     """Start an embedded stack under `stacks`, yield it when it is ready, stop it; raises StackFailed or BadUsage."""
     folder, lock = _free_folder(stacks)
-    # Complaints go to a file, because a pipe that nobody reads would stop the stack.
-    with lock, tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
+    log = folder.with_suffix(".log")
+    # Its log is a file, because a pipe that nobody reads would stop the stack; kept for whoever asks what happened.
+    with lock, log.open("w", encoding="utf-8") as complaints:
         process = subprocess.Popen(  # noqa: S603 - our own command
             command,
             stdin=subprocess.DEVNULL,
@@ -76,10 +77,10 @@ def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[T
             start_new_session=True,
             preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
-        output = _Output(process)
+        output = _Output(process, log)
         try:
-            url, token = output.wait_until_ready(complaints)
-            yield Target(url, token, lambda: _pids(process.pid, folder), embedded=True)
+            url, token = output.wait_until_ready()
+            yield Target(url, token, lambda: _pids(process.pid, folder), output.check, embedded=True)
         finally:
             _stop(process)
             output.join(STOP_TIMEOUT_S)
@@ -129,8 +130,9 @@ def _in_use(folder: Path) -> bool:
 class _Output(threading.Thread):
     """Reads what the stack prints, to the end: a full pipe would stop it."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         super().__init__(name="stack output", daemon=True)
+        self._log = log
         self._process = process
         self._told: dict[str, str] = {}
         self._enough = threading.Event()
@@ -148,19 +150,25 @@ class _Output(threading.Thread):
                     self._enough.set()
         self._enough.set()
 
-    def wait_until_ready(self, complaints: IO[str]) -> tuple[str, str]:
-        """Return url and token; raises StackFailed with the last `complaints` when they do not come."""
+    def wait_until_ready(self) -> tuple[str, str]:
+        """Return url and token; raises StackFailed when they do not come."""
         in_time = self._enough.wait(START_TIMEOUT_S)
         if len(self._told) == 2:
             return self._told["url"], self._told["token"]
-        fault = f"the embedded stack was not ready after {START_TIMEOUT_S:g} s"
-        if in_time:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_TIMEOUT_S)
-            fault = f"the embedded stack ended before it was ready (exit code {self._process.poll()})"
-        complaints.seek(0)
-        lines = [line.strip() for line in complaints.read().splitlines() if line.strip()]
-        raise StackFailed(fault, lines[-LAST_LINES:])
+        if not in_time:
+            raise self._failed(f"the embedded stack was not ready after {START_TIMEOUT_S:g} s")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_TIMEOUT_S)
+        raise self._failed(f"the embedded stack ended before it was ready (exit code {self._process.poll()})")
+
+    def check(self) -> None:
+        """Raise StackFailed when the stack has ended, though nobody here asked it to."""
+        if self._process.poll() is not None:
+            raise self._failed(f"the embedded stack ended by itself (exit code {self._process.returncode})")
+
+    def _failed(self, fault: str) -> StackFailed:
+        lines = [line.strip() for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines()]
+        return StackFailed(f"{fault}, see {self._log}", [line for line in lines if line][-LAST_LINES:])
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
 from collections.abc import Sequence
 
 import redis.asyncio
@@ -19,7 +20,7 @@ from redis.exceptions import RedisError
 from service.doorbell import Doorbell
 from service.events import NewEvent, messages
 from service.tallies import KEY, Tallies
-from service.telemetry import ANNOUNCEMENTS_LOST
+from service.telemetry import ANNOUNCEMENTS_LOST, PUBLISH_LAG_SECONDS
 
 log = structlog.get_logger()
 
@@ -50,6 +51,7 @@ class Announcer:
 
         A worker's `tallies` are added in the same round trip.
         """
+        committed = time.perf_counter()
         ring = due and self._may_ring_now()
         amounts = tallies.take() if tallies is not None else {}
         try:
@@ -61,6 +63,7 @@ class Announcer:
                 for field, amount in amounts.items():
                     pipe.hincrbyfloat(KEY, field, amount)
                 await pipe.execute()
+            PUBLISH_LAG_SECONDS.observe(time.perf_counter() - committed)
         except (RedisError, OSError) as fault:
             if tallies is not None:
                 tallies.put_back(amounts)

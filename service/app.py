@@ -23,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.announce import Announcer, connect_redis
+from service.api.openapi import Description
 from service.api.operations import Operations
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
 from service.api.sight import Sight
@@ -58,6 +59,7 @@ def create_app(settings: Settings) -> Starlette:
     snapshots = Snapshots(Views(database), rates, quotas, sight, following)
     workspaces = Workspaces(database)
     operations = Operations(database, client)
+    description = Description(lambda: table)
 
     def route(
         method: str,
@@ -89,6 +91,8 @@ def create_app(settings: Settings) -> Starlette:
         route("GET", "/livez", operations.livez, None),
         route("GET", "/readyz", operations.readyz, None),
         route("GET", "/metrics", operations.metrics, None),
+        route("GET", "/openapi.json", description.openapi, None),
+        route("GET", "/docs", description.docs, None),
     ]
 
     @asynccontextmanager

@@ -53,14 +53,14 @@ class Doorbell:
         Must be called in the main thread, before the caller sets its own signal handlers: Huey sets some too. Rings
         that nobody has heard yet are dropped, since whoever starts to listen looks for due runs anyway.
         """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("only the main thread can listen: Huey sets signal handlers")
         _tell_in_one_line(logging.getLogger("huey"))
         with suppress(redis.RedisError, OSError):
             self.huey.storage.flush_queue()
         consumer = self.huey.create_consumer(
             workers=1, periodic=False, max_delay=LONGEST_RETRY_S, check_worker_health=False, shutdown_timeout=STOP_S
         )
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("only the main thread can listen: Huey sets signal handlers")
         consumer.start()
         return lambda: consumer.stop(graceful=True)
 

@@ -44,10 +44,14 @@ MAX_BODY_BYTES = 1 << 20
 JSON: Final = b"application/json"
 
 Body = TypeVar("Body")
+Content = TypeVar("Content")
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """What goes back: a status, a body, and header fields beyond the usual ones."""
+class Answer(msgspec.Struct, Generic[Content], frozen=True):
+    """What goes back: a status, a body, and header fields beyond the usual ones.
+
+    `Content` is what a successful body holds; the API's description is made from it.
+    """
 
     body: bytes = b""
     status: int = 200
@@ -55,7 +59,7 @@ class Answer(msgspec.Struct, frozen=True):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def answer_json(value: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+def answer_json(value: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer[Any]:
     """Return a 200 answer with a JSON body."""
     return Answer(msgspec.json.encode(value), headers=headers)
 
@@ -118,7 +122,7 @@ class Exchange(Generic[Body]):
         return value
 
 
-Endpoint = Callable[[Any], Awaitable[Answer]]
+Endpoint = Callable[[Any], Awaitable[Answer[Any]]]
 
 
 class Operation:
@@ -183,7 +187,7 @@ class Operation:
             exchange.caller.require_installation()
 
 
-async def respond(send: Send, answer: Answer, timing: str) -> None:
+async def respond(send: Send, answer: Answer[Any], timing: str) -> None:
     """Send an answer; a 304 has neither body nor type (RFC 9110, section 15.4.5)."""
     headers = [(b"server-timing", timing.encode()), *answer.headers]
     if answer.status != 304:
@@ -192,7 +196,7 @@ async def respond(send: Send, answer: Answer, timing: str) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
-def refusal(error: ApiError, scope: Scope) -> Answer:
+def refusal(error: ApiError, scope: Scope) -> Answer[Any]:
     """Turn an error into its answer."""
     instance = scope.get("path", "")
     return Answer(problem(error, instance), error.status, PROBLEM_MEDIA_TYPE.encode(), field_headers(error.headers()))

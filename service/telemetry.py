@@ -29,6 +29,11 @@ GROUP_SIZE = Histogram(
     "Writes that shared one transaction.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
+PUBLISH_LAG_SECONDS = Histogram(
+    "plimsoll_publish_lag_seconds",
+    "From a commit to the moment at which Redis had handed its events to the subscribers.",
+    buckets=LATENCY_BUCKETS_S,
+)
 ANNOUNCEMENTS_LOST = Counter(
     "plimsoll_announcements_lost_total",
     "Publications and rings that Redis did not take; the sweeper makes up for them.",
@@ -49,5 +54,5 @@ def configure_logging(level: str) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,  # nothing is logged on a hot path, and a test may listen for a while
     )

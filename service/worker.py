@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-import sys
 from contextlib import suppress
 
 import structlog
+import uvloop
 
 from service.announce import Announcer, connect_redis
 from service.db import Database, is_outage
@@ -53,13 +53,8 @@ def run(settings: Settings) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    if sys.platform == "win32":
-        asyncio.run(_work(settings))
-    else:
-        import uvloop
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_work(settings))
     return 0
 
 
@@ -159,6 +154,6 @@ async def _work(settings: Settings) -> None:
 def _log_fault(message: str, fault: Exception) -> None:
     """Log an outage in one line, and anything else, which is a bug, with its traceback."""
     if is_outage(fault):
-        log.warning(message, fault=str(fault))
+        log.warning(message, fault=str(getattr(fault, "orig", fault)))  # without the statement's text
     else:
         log.error(message, exc_info=fault)

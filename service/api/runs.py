@@ -14,6 +14,7 @@ import msgspec
 from sqlalchemy import text
 
 from service.announce import Announcer
+from service.api.answers import Created, RunPage, RunView, Spawned
 from service.api.sight import RunFacts, Sight
 from service.api.wire import RUN_JSON
 from service.commits import Commits, Create, Spawn
@@ -37,6 +38,9 @@ DEFAULT_PAGE, LARGEST_PAGE = 50, 200
 
 EMPTY_OBJECT = msgspec.Raw(b"{}")
 
+Metadata = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
+"""A JSON object of the caller's own, passed on to the database as it was written."""
+
 
 class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of POST /api/runs/."""
@@ -45,7 +49,7 @@ class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     agent_id: uuid.UUID
     input_text: str | None = None
     channel: str | None = None
-    metadata: msgspec.Raw = EMPTY_OBJECT
+    metadata: Metadata = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
     expected_subruns: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
     max_wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
 
@@ -58,7 +62,7 @@ class SpawnOptions(msgspec.Struct, forbid_unknown_fields=True):
     timeout_seconds: float | None = None
     failure_policy: str = "FAIL_FAST"
     group_id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
-    metadata: msgspec.Raw = EMPTY_OBJECT
+    metadata: Metadata = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
 
 
 class SpawnBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,7 +111,7 @@ class Runs:
         self._agents = agents
         self._agent_reads: Grouping[uuid.UUID, KnownAgent] = Grouping(self._read_agents, lanes=2)
 
-    async def create(self, exchange: Exchange[CreateBody]) -> Answer:
+    async def create(self, exchange: Exchange[CreateBody]) -> Answer[Created]:
         """Accept a run."""
         body = exchange.body
         quota = await self._admit(exchange)
@@ -143,7 +147,7 @@ class Runs:
             field_headers(fields),
         )
 
-    async def spawn(self, exchange: Exchange[SpawnBody]) -> Answer:
+    async def spawn(self, exchange: Exchange[SpawnBody]) -> Answer[Spawned]:
         """Accept a subrun of a run; it uses the parent's agent."""
         run_id = exchange.path_id("run_id", "run")
         options = _require_supported(exchange.body.options or SpawnOptions())
@@ -175,13 +179,13 @@ class Runs:
             field_headers(fields),
         )
 
-    async def get(self, exchange: Exchange[None]) -> Answer:
+    async def get(self, exchange: Exchange[None]) -> Answer[RunView]:
         """Return one run."""
         run_id = exchange.path_id("run_id", "run")
         await self._sight.find(exchange.caller, run_id)
         return Answer((await self._read(exchange, run_id)).encode())
 
-    async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer:
+    async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
         """End a run and all its descendants."""
         run_id = exchange.path_id("run_id", "run")
         await self._sight.find(exchange.caller, run_id)
@@ -193,7 +197,7 @@ class Runs:
         exchange.publish_ms = (time.perf_counter() - asked) * 1e3 - exchange.db_ms
         return Answer((await self._read(exchange, run_id)).encode())
 
-    async def list(self, exchange: Exchange[None]) -> Answer:
+    async def list(self, exchange: Exchange[None]) -> Answer[RunPage]:
         """Return a page of runs, newest first, with a cursor for the next one."""
         query = exchange.query()
         workspace_id = _query_id(query, "workspace_id") or exchange.caller.workspace_id

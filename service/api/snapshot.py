@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import TextClause, text
 
+from service.api.answers import SnapshotView
 from service.api.sight import Sight
 from service.api.wire import CHILDREN_JSON, EVENTS_JSON, RUN_JSON, STEPS_JSON
 from service.db import Database, rows
@@ -120,7 +121,7 @@ class Snapshots:
         self._sight = sight
         self._following = following
 
-    async def get(self, exchange: Exchange[None]) -> Answer:
+    async def get(self, exchange: Exchange[None]) -> Answer[SnapshotView]:
         """Return the snapshot, or 304 when the caller has it; with `wait`, hold the answer until there is news."""
         run_id = exchange.path_id("run_id", "run")
         since_seq, wait_s = 0, 0.0

@@ -27,6 +27,7 @@ EVENTS_JSON = """(SELECT coalesce(json_agg(json_build_object(
 
 CHILDREN_JSON = """(SELECT coalesce(json_agg(json_build_object(
         'run_id', c.run_id, 'status', c.status, 'group_id', c.group_id, 'last_seq', c.last_seq,
+        'ticks', c.ticks, 'step_count', c.step_count, 'error_summary', c.error_summary,
         'created_at', c.created_at, 'ended_at', c.ended_at) ORDER BY c.run_id), '[]')
     FROM runs c WHERE c.parent_run_id = r.run_id)"""
 """The subruns of `r`, oldest first."""

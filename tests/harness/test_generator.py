@@ -9,7 +9,7 @@ import pytest
 
 from harness.api import Api
 from harness.client import Client
-from harness.errors import HarnessError, ServiceUnreachable, TokenDeclined
+from harness.errors import HarnessError, ServiceUnreachable, StackFailed, TokenDeclined
 from harness.generator import Generator, Plan, quiet_collector
 from harness.recorder import Recorder
 from harness.resources import Resources
@@ -104,7 +104,8 @@ async def test_the_machine_is_looked_at_while_load_is_made_and_once_more_at_the_
     assert [row["queue_depth"] for row in rows] == [3.0] * len(rows)
     assert rows[0]["ticks_per_s"] is None
     assert rows[-1]["ticks_per_s"] == 0.0
-    assert rows[0]["generator_lag_ms"] is not None
+    assert rows[0]["generator_lag_ms"] is None  # the heart has not beaten yet
+    assert rows[-1]["generator_lag_ms"] >= 0.0
     assert rows[0]["service_rss_bytes"] is None  # the model is no process of its own
 
 
@@ -179,3 +180,20 @@ def test_the_garbage_collector_is_as_before_afterwards() -> None:
         assert gc.get_threshold() != before
         assert gc.get_freeze_count() > 0
     assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
+
+
+async def test_a_check_that_fails_ends_the_load(tmp_path: Path) -> None:
+    def gone() -> None:
+        raise StackFailed("the embedded stack ended by itself", [])
+
+    recorder = Recorder(tmp_path, Mode.SMOKE, SCENARIO, {})
+    model = ModelService(polls_to_end=1_000_000)
+    async with serving(model) as url:
+        client = Client(url)
+        api = Api(client, "installation")
+        wanted = plan(Mode.SMOKE, runs=1, poll_timeout_s=600)
+        generator = Generator(wanted, client, api, recorder, Resources(api, set), gone)
+        with pytest.raises(StackFailed):
+            await carried_out(generator, recorder)
+        await client.close()
+    assert not recorder.finish(complete=False).complete

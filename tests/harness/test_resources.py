@@ -47,7 +47,9 @@ def test_rates_need_two_looks_and_a_counter_that_did_not_begin_anew() -> None:
     assert increase(before, now, "ticks") == 3.0
     assert mean_ms(before, now, "w") == pytest.approx(50.0)
     assert increase(now, before, "ticks") is None  # it fell: another process
-    assert increase({}, now, "ticks") is None
+    assert increase({}, now, "ticks") is None  # there was no look before
+    assert increase({"w_sum": [1.0]}, now, "ticks") == 13.0  # it has counted for the first time
+    assert increase(before, now, "absent") is None
     assert mean_ms(now, now, "w") is None  # nothing was written in between
     assert gauge(now, "ticks", max) == 9.0
     assert gauge(now, "absent") is None

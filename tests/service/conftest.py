@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import structlog
+from structlog.testing import LogCapture
+from structlog.typing import EventDict
 
 from service.db import Database
 from service.settings import Settings
@@ -33,3 +37,12 @@ async def tenant(database: Database, redis_url: str) -> AsyncIterator[Tenant]:
 def ticker(tenant: Tenant) -> Ticker:
     """A worker's hands, without the worker."""
     return Ticker(tenant.database, tenant.announcer, Agents(), Tallies(), Settings.lease_s)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[EventDict]]:
+    """What the service logs during the test, at any level; none of it is printed."""
+    before, capture = structlog.get_config(), LogCapture()
+    structlog.configure(processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET))
+    yield capture.entries
+    structlog.configure(**before)

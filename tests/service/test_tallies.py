@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
-from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from service.announce import Announcer, connect_redis
 from service.doorbell import Doorbell
@@ -25,8 +28,21 @@ def samples(exposition: bytes) -> dict[str, float]:
     return found
 
 
-async def test_what_two_workers_count_is_one_sum(redis_url: str) -> None:
-    client = connect_redis(redis_url)
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
+    """The test's own Redis."""
+    async with connect_redis(redis_url) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def away() -> AsyncIterator[redis.asyncio.Redis]:
+    """A Redis that does not answer."""
+    async with connect_redis("redis://127.0.0.1:1") as nobody:
+        yield nobody
+
+
+async def test_what_two_workers_count_is_one_sum(client: redis.asyncio.Redis, redis_url: str) -> None:
     announcer = Announcer(client, Doorbell(redis_url))
     for wait_s in (0.002, 0.25):
         tallies = Tallies()
@@ -45,40 +61,27 @@ async def test_what_two_workers_count_is_one_sum(redis_url: str) -> None:
         "plimsoll_tick_wait_seconds_sum": 0.252,
         "plimsoll_tick_wait_seconds_count": 2,
     }
-    buckets = {name: value for name, value in figures.items() if "bucket" in name}
-    assert buckets["plimsoll_tick_wait_seconds_bucket[0.001]"] == 0
-    assert buckets["plimsoll_tick_wait_seconds_bucket[0.0025]"] == 1
-    assert buckets["plimsoll_tick_wait_seconds_bucket[0.2]"] == 1
-    assert buckets["plimsoll_tick_wait_seconds_bucket[0.3]"] == 2
-    assert buckets["plimsoll_tick_wait_seconds_bucket[+Inf]"] == 2
-    await client.aclose()
+    claimed = [figures[f"plimsoll_tick_wait_seconds_bucket[{le}]"] for le in ("0.001", "0.0025", "0.2", "0.3", "+Inf")]
+    assert claimed == [0, 1, 1, 2, 2]
 
 
-async def test_before_the_first_tick_every_figure_is_nought(redis_url: str) -> None:
-    client = connect_redis(redis_url)
-
+async def test_before_the_first_tick_every_figure_is_nought(client: redis.asyncio.Redis) -> None:
     assert set(samples(await worker_figures(client)).values()) == {0.0}
-    await client.aclose()
 
 
-async def test_figures_that_redis_did_not_take_are_added_later(redis_url: str) -> None:
-    away, client = connect_redis("redis://127.0.0.1:1"), connect_redis(redis_url)
+async def test_figures_that_redis_did_not_take_are_added_later(
+    client: redis.asyncio.Redis, away: redis.asyncio.Redis, redis_url: str, logged: list[EventDict]
+) -> None:
     tallies = Tallies()
     tallies.count_ticks(ticks=3, fenced=0, write_s=0.5)
 
-    with capture_logs() as logged:
-        await Announcer(away, Doorbell(redis_url)).announce([], NOW, due=False, tallies=tallies)
+    await Announcer(away, Doorbell(redis_url)).announce([], NOW, due=False, tallies=tallies)
     tallies.count_ticks(ticks=4, fenced=0, write_s=0.5)
     await Announcer(client, Doorbell(redis_url)).announce([], NOW, due=False, tallies=tallies)
 
     assert [line["log_level"] for line in logged] == ["warning"]
     assert samples(await worker_figures(client))["plimsoll_ticks_total"] == 7
-    await away.aclose()
-    await client.aclose()
 
 
-async def test_without_redis_there_are_no_figures() -> None:
-    away = connect_redis("redis://127.0.0.1:1")
-
+async def test_without_redis_there_are_no_figures(away: redis.asyncio.Redis) -> None:
     assert await worker_figures(away) == b""
-    await away.aclose()

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 from sqlalchemy.exc import DBAPIError
-from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from service.announce import Announcer, connect_redis
 from service.db import Database
@@ -121,22 +121,22 @@ async def test_a_worker_that_stalled_past_its_lease_writes_nothing(tenant: Tenan
     assert (await tenant.row(run_id), await tenant.events(run_id)) == before
 
 
+@pytest.mark.usefixtures("logged")
 async def test_turns_thrown_away_are_counted(tenant: Tenant, redis_url: str) -> None:
     tallies = Tallies()
-    away = connect_redis("redis://127.0.0.1:1")  # so that the figures stay where the test can see them
-    ticker = Ticker(tenant.database, Announcer(away, Doorbell(redis_url)), Agents(), tallies, lease_s=Settings.lease_s)
-    await tenant.run()
-    await tenant.run()
-    stalled = await ticker.claim(most=1)
-    await expire_leases(tenant)
-    claims = await ticker.claim()
+    async with connect_redis("redis://127.0.0.1:1") as away:  # so that the figures stay where the test can see them
+        announcer = Announcer(away, Doorbell(redis_url))
+        ticker = Ticker(tenant.database, announcer, Agents(), tallies, Settings.lease_s)
+        await tenant.runs(2)
+        stalled = await ticker.claim(most=1)
+        await expire_leases(tenant)
+        claims = await ticker.claim()
 
-    await settle(ticker, claims)
-    await settle(ticker, stalled)
+        await settle(ticker, claims)
+        await settle(ticker, stalled)
 
     amounts = tallies.take()
     assert (amounts["ticks"], amounts["ticks_fenced"], amounts["tick_write_count"]) == (2, 1, 2)
-    await away.aclose()
 
 
 async def test_two_workers_that_hold_one_run_write_one_step(tenant: Tenant, ticker: Ticker) -> None:
@@ -289,7 +289,9 @@ async def test_a_spawn_that_races_with_the_parents_end_is_joined_or_refused(tena
     assert await tenant.faults() == []
 
 
-async def test_a_run_that_cannot_be_written_stops_nobody_else(tenant: Tenant, ticker: Ticker) -> None:
+async def test_a_run_that_cannot_be_written_stops_nobody_else(
+    tenant: Tenant, ticker: Ticker, logged: list[EventDict]
+) -> None:
     run_ids = await tenant.runs(5)
     culprit = run_ids[2]
     await tenant.write(
@@ -297,14 +299,14 @@ async def test_a_run_that_cannot_be_written_stops_nobody_else(tenant: Tenant, ti
         culprit=culprit,
     )
 
-    with capture_logs() as logged:
-        await drain(ticker)
+    await drain(ticker)
 
     assert [(line["event"], line["run_id"]) for line in logged] == [("a run cannot be advanced", str(culprit))]
     others = [run_id for run_id in run_ids if run_id != culprit]
     assert await tenant.statuses(culprit, *others) == ["PENDING", *["COMPLETED"] * 4]
 
 
+@pytest.mark.usefixtures("logged")
 async def test_a_run_that_cannot_be_written_is_tried_ever_more_rarely(tenant: Tenant, ticker: Ticker) -> None:
     culprit = await tenant.run()
     await tenant.write(
@@ -314,8 +316,7 @@ async def test_a_run_that_cannot_be_written_is_tried_ever_more_rarely(tenant: Te
     delays = []
 
     for _ in range(3):
-        with capture_logs():
-            await drain(ticker)
+        await drain(ticker)
         async with tenant.database.read() as connection:
             delays.append(await next_due_in_s(connection) or 0.0)
         await expire_leases(tenant)

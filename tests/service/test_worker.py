@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from service.settings import Settings
 from service.tallies import Tallies
@@ -112,13 +112,12 @@ async def test_a_join_timeout_comes_without_a_ring_and_before_the_sweep(tenant: 
     assert await tenant.status(run_id) == "FAILED"
 
 
-async def test_an_outage_is_waited_out(tenant: Tenant) -> None:
+async def test_an_outage_is_waited_out(tenant: Tenant, logged: list[EventDict]) -> None:
     ticker = Watched(tenant, outages=2)
     await tenant.run()
 
-    with capture_logs() as logged:
-        async with working(Worker(tenant.database, ticker, NEVER_S)):
-            await ticker.until_all_ended(tenant)
+    async with working(Worker(tenant.database, ticker, NEVER_S)):
+        await ticker.until_all_ended(tenant)
 
     assert [(line["log_level"], line["fault"]) for line in logged] == [("warning", "the database is starting up")] * 2
 

@@ -1,0 +1,279 @@
+"""The commands as a shell sees them: exit code, one line for bad usage, results on stdout."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.__main__ import main
+from harness.sampleset import newest_sample_set, read_sample_set
+from tests.harness.fake_service import ModelService, http, serving
+
+SECONDS = "give seconds from 0 to 86400 (see --help)"
+
+
+class RunningModel:
+    """The model of the service in a thread, because a command has an event loop of its own."""
+
+    def __init__(self) -> None:
+        self.model = ModelService(polls_to_end=1)
+        self.url = ""
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._over = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+
+    async def _serve(self) -> None:
+        async with serving(self.model) as self.url:
+            self._ready.set()
+            await self._over.wait()
+
+    def start(self) -> None:
+        self._thread.start()
+        self._ready.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+        self._loop.close()
+
+
+@pytest.fixture
+def running() -> Iterator[RunningModel]:
+    served = RunningModel()
+    served.start()
+    yield served
+    served.stop()
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment of the test's own."""
+    for name in ("PLIMSOLL_URL", "PLIMSOLL_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PLIMSOLL_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def exit_code(*words: str) -> int:
+    """What the shell gets: argparse leaves by SystemExit."""
+    try:
+        return main(words)
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+RUN = ("run", "--mode", "smoke")
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ((), "python -m harness: the following arguments are required: COMMAND (see --help)"),
+        (("run",), "python -m harness run: the following arguments are required: --mode (see --help)"),
+        (("run", "--mode", "open"), "argument --mode: invalid choice: 'open'"),
+        (("capacity",), "argument COMMAND: invalid choice: 'capacity'"),
+        ((*RUN, "--runs", "0"), "argument --runs: '0' is not usable: give a whole number from 1 to 100000"),
+        ((*RUN, "--runs", "100001"), "argument --runs: '100001' is not usable"),
+        ((*RUN, "--runs", "2.5"), "argument --runs: '2.5' is not usable"),
+        ((*RUN, "--children", "-1"), "argument --children: '-1' is not usable: give a whole number from 0 to 4"),
+        ((*RUN, "--children", "5"), "argument --children: '5' is not usable"),
+        ((*RUN, "--burst-size", "0"), "argument --burst-size: '0' is not usable"),
+        ((*RUN, "--poll-interval", "-0.1"), f"argument --poll-interval: '-0.1' is not usable: {SECONDS}"),
+        ((*RUN, "--poll-interval", "nan"), f"argument --poll-interval: 'nan' is not usable: {SECONDS}"),
+        ((*RUN, "--poll-timeout", "inf"), f"argument --poll-timeout: 'inf' is not usable: {SECONDS}"),
+        ((*RUN, "--soak-interval", "soon"), f"argument --soak-interval: 'soon' is not usable: {SECONDS}"),
+        ((*RUN, "--poll", "1"), "unrecognized arguments: --poll 1"),  # no flag by its beginning
+        ((*RUN, "--seed", "1"), "unrecognized arguments: --seed 1"),  # nothing here is random
+        ((*RUN, "--url", "https://host", "--token", "t"), "--url: https is not supported"),
+        ((*RUN, "--url", "http://host"), "--url needs --token (or PLIMSOLL_TOKEN)"),
+        ((*RUN, "--token", "t"), "--token needs --url (or PLIMSOLL_URL): an embedded stack makes its own token"),
+        (("report",), "the following arguments are required: --samples (see --help)"),
+        (("report", "--samples", "/no/such/set"), "--samples /no/such/set does not exist: give the folder of a"),
+        (("report", "--samples", ".", "--notebooks", " , "), "--notebooks names none: give names by commas"),
+    ],
+)
+def test_bad_usage_is_one_line_that_names_the_flag_and_exits_64(
+    words: tuple[str, ...], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*words) == 64
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert error in err
+
+
+def test_an_unwritable_folder_is_bad_usage_before_any_load(
+    running: RunningModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "samples"
+    assert exit_code(*RUN, "--url", running.url, "--token", "t", "--out", str(out)) == 64
+    assert capsys.readouterr().err == (
+        f"python -m harness run: cannot write samples to {out} (Not a directory): give --out a folder that can be"
+        " written\n"
+    )
+    assert running.model.asked == []
+
+
+@pytest.mark.parametrize("command", [("run", "--help"), ("report", "--help"), ("--help",)])
+def test_help_needs_nothing_and_hides_secrets(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLIMSOLL_TOKEN", "hush")
+    assert exit_code(*command) == 0
+    assert "hush" not in capsys.readouterr().out
+
+
+def test_a_run_prints_where_its_samples_are_and_a_short_table(
+    running: RunningModel, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*RUN, "--runs", "2", "--url", running.url, "--token", "hush") == 0
+    path = newest_sample_set(data / "samples")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"samples: {path}"
+    assert lines[1].split() == ["endpoint", "requests", "failed", "mean", "ms", "p95", "ms"]
+    assert [line.split()[:3] for line in lines[2:5]] == [
+        ["create", "2", "0"],
+        ["spawn", "2", "0"],
+        ["snapshot", "2", "0"],
+    ]
+    assert lines[5:] == [
+        "runs: 2 of 2 completed, 0 failed, 0 timed out, mean completion 250.0 ms",
+        "subruns: 2 of 2 completed, 0 failed, 0 timed out, mean completion 250.0 ms",
+    ]
+    assert read_sample_set(path).manifest.complete
+
+
+def test_no_file_of_a_sample_set_holds_a_token(running: RunningModel, data: Path) -> None:
+    assert exit_code(*RUN, "--url", running.url, "--token", "hush-installation") == 0
+    for file in newest_sample_set(data / "samples").iterdir():
+        content = file.read_bytes()
+        assert b"hush" not in content
+        assert b"token-of" not in content
+
+
+def test_json_is_one_object_with_the_same_numbers(
+    running: RunningModel, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLIMSOLL_URL", running.url)
+    monkeypatch.setenv("PLIMSOLL_TOKEN", "hush")
+    assert exit_code(*RUN, "--runs", "1", "--children", "0", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = read_sample_set(newest_sample_set(data / "samples")).samples.to_pylist()
+    assert told == {
+        "samples": str(newest_sample_set(data / "samples")),
+        "complete": True,
+        "endpoints": {
+            row["endpoint"]: {
+                "requests": 1,
+                "failed": 0,
+                "latency_ms_mean": row["latency_ms"],
+                "latency_ms_p95": row["latency_ms"],
+            }
+            for row in rows
+        },
+        "runs": {"planned": 1, "completed": 1, "failed": 0, "timed_out": 0, "completion_ms_mean": 250.0},
+        "subruns": {"planned": 0, "completed": 0, "failed": 0, "timed_out": 0, "completion_ms_mean": None},
+    }
+
+
+def test_a_poll_faster_than_the_quota_is_noted(running: RunningModel, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(*RUN, "--runs", "1", "--poll-interval", "0.01", "--url", running.url, "--token", "t") == 0
+    assert "note: --poll-interval 0.01 is faster than the 18.49/s" in capsys.readouterr().err
+
+
+def test_a_failed_measurement_leaves_no_set_and_exits_by_whose_fault_it_is(
+    running: RunningModel, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running.model.overrides["POST /api/workspaces/"] = http(401, {"error": "unknown token"})
+    prefix = "python -m harness run: cannot make a workspace: "
+    assert exit_code(*RUN, "--url", running.url, "--token", "wrong") == 64
+    running.model.overrides["POST /api/workspaces/"] = http(503, {"error": "the database is down"})
+    assert exit_code(*RUN, "--url", running.url, "--token", "right") == 2
+    assert exit_code(*RUN, "--url", "http://127.0.0.1:1", "--token", "right") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"{prefix}the service answered 401 (unknown token; --token must be an installation token)",
+        f"{prefix}the service answered 503 (the database is down)",
+        f"{prefix}cannot connect to 127.0.0.1:1: Connection refused",
+    ]
+    assert list((data / "samples").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "error"),
+    [
+        (signal.SIGINT, 130, "python -m harness run: interrupted; what was recorded is in {}, and is not complete"),
+        (signal.SIGTERM, 130, "python -m harness run: interrupted; what was recorded is in {}, and is not complete"),
+        (signal.SIGKILL, -9, None),
+    ],
+)
+def test_a_harness_that_is_ended_leaves_a_readable_set_that_is_not_complete(
+    running: RunningModel, data: Path, how: signal.Signals, code: int, error: str | None
+) -> None:
+    polled = threading.Event()
+    running.model.polls_to_end = 1_000_000
+    running.model.on_poll = lambda run_id: polled.set() if running.model.polls[run_id] > 150 else None
+    words = ["--runs", "2", "--poll-interval", "0.01", "--url", running.url, "--token", "t"]
+    with subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, "-m", "harness", *RUN, *words], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        polled.wait()  # more than the time between two writes
+        process.send_signal(how)
+        told = process.stderr.read().splitlines()
+    measured = read_sample_set(newest_sample_set(data / "samples"))
+    assert process.returncode == code
+    assert not measured.manifest.complete
+    assert {"create", "spawn", "snapshot"} <= set(measured.samples["endpoint"].to_pylist())
+    assert sorted(measured.runs["run_key"].to_pylist()) == ["1", "1.1", "2", "2.1"]
+    if error is not None:
+        assert told[-1] == error.format(measured.path)
+        assert sorted(running.model.canceled) == ["r1", "r1.c1", "r2", "r2.c1"]
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, object]]:
+    """What the report was asked for; it answers that some SLO failed."""
+    asked: list[tuple[object, object]] = []
+
+    def judge(samples: list[Path], **options: object) -> int:
+        asked.append((samples, options))
+        sys.stdout.write("verdict: FAIL\n")
+        return 1
+
+    report = types.ModuleType("harness.report")
+    report.main = judge  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "harness.report", report)
+    return asked
+
+
+def test_a_gated_run_exits_as_the_report_of_its_own_samples(
+    running: RunningModel, data: Path, judged: list[tuple[object, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*RUN, "--runs", "1", "--url", running.url, "--token", "t", "--gate", "--json") == 1
+    assert judged == [([newest_sample_set(data / "samples")], {})]
+    out, err = capsys.readouterr()
+    assert json.loads(out)["complete"] is True  # the report's words do not get into the object
+    assert "verdict: FAIL" in err
+
+
+def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[tuple[object, object]]) -> None:
+    words = ("--samples", str(tmp_path), str(tmp_path), "--notebooks", "a, b", "--out", "there", "--partial")
+    more = ("--slo", "mine.yaml", "--parameter", "slowest=5", "--parameter", "title=a=b")
+    assert exit_code("report", *words, *more) == 1
+    options = {
+        "notebooks": ["a", "b"],
+        "out": Path("there"),
+        "partial": True,
+        "slo_file": Path("mine.yaml"),
+        "parameters": {"slowest": "5", "title": "a=b"},
+    }
+    assert judged == [([tmp_path, tmp_path], options)]
