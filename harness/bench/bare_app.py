@@ -73,7 +73,14 @@ def main() -> int:
     """Serve until told to stop."""
     app = bare_app(msgspec.json.decode(sys.stdin.buffer.read()))
     config = uvicorn.Config(
-        app, loop="uvloop", http="httptools", lifespan="on", access_log=False, log_config=None, server_header=False
+        app,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
     )
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     for number in (signal.SIGTERM, signal.SIGINT):  # the server takes them while it runs and raises them again after

@@ -133,6 +133,7 @@ class _Connection(asyncio.Protocol):
         self._course = course
         self._begun = b""  # an answer of which more is to come
         self._sent_at_ns = 0
+        self._resting = False
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -143,6 +144,7 @@ class _Connection(asyncio.Protocol):
         course = self._course
         wire = None if course.time_is_up else next(course.requests, None)
         if wire is None:
+            self._resting = True
             course.rest()
             return
         self._sent_at_ns = time.perf_counter_ns()
@@ -181,7 +183,8 @@ class _Connection(asyncio.Protocol):
         self.ask()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._course.fail(f"closed a connection ({exc or 'end of file'})")
+        if not self._resting:
+            self._course.fail(f"closed a connection ({exc or 'end of file'})")
 
 
 def _excerpt(answer: bytes) -> str:

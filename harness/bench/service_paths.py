@@ -105,6 +105,8 @@ class ServicePaths:
         """Read snapshots of runs of which the process knows nothing."""
         unread = islice(self._unread, cold_count(seconds))
         wires = [self._workspace.snapshot_wire(run_id, 0) for run_id in unread]
+        if not wires:
+            raise LoadFailed("snapshot cold", "every run that was made for it has been read")
         return self._ask("snapshot cold", connections, seconds, wires, most=len(wires))
 
     def _ask(

@@ -198,7 +198,7 @@ def _database_cells(wish: Wish, stage: Stage) -> list[Cell]:
     cells: list[Cell] = []
     if "ticks" in wish.only:
         ticks = Ticks(stage, wish.due_runs)
-        ticks.drain(max(100, wish.due_runs // 10))  # a warm-up, which also shows how many connections it takes
+        ticks.drain(wish.due_runs // 2)  # a warm-up, which also shows how many connections the worker takes
         cells.append(Cell("ticks", ticks.connections, ticks.drain, unit="ticks/s"))
         clients.add(ticks.connections)
 

@@ -94,7 +94,9 @@ class Views:
         async with self._database.read() as connection:
             for n, last_seq, final, version, body in await connection.execute(READ, {"asked": rows(wanted)}):
                 each = distinct[n]
-                seen[each] = None if version is None else self._keep(each, View(version, last_seq, final, body.encode()))
+                seen[each] = (
+                    None if version is None else self._keep(each, View(version, last_seq, final, body.encode()))
+                )
         return [seen[each] or NotFound("no such run") for each in asked]
 
     def _keep(self, asked: Asked, view: View) -> View:
