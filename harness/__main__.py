@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from harness.bench import GROUPS
 from harness.errors import BadUsage, ExitCode, HarnessError
 from harness.folders import data_folder
 from harness.generator import Plan
@@ -33,6 +34,7 @@ from harness.workspaces import SNAPSHOT_RATE_PER_S
 RUNS_MAX = 100_000
 CHILDREN_MAX = 4  # the service's cap of pending subruns per parent
 SECONDS_MAX = 86_400.0  # no interval of a load test is longer than a day
+CELL_SECONDS_MIN, CELL_SECONDS_MAX = 0.1, 60.0  # of one cell of the bench
 CLOSED_MODES = [str(mode) for mode in (Mode.SMOKE, Mode.BURST, Mode.SOAK)]
 
 
@@ -63,6 +65,15 @@ def _seconds(text: str) -> float:
         value = math.nan
     if not 0 <= value <= SECONDS_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is not usable: give seconds from 0 to {SECONDS_MAX:g}")
+    return value
+
+
+def _cell_seconds(text: str) -> float:
+    value = _seconds(text)
+    if not CELL_SECONDS_MIN <= value <= CELL_SECONDS_MAX:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not usable: give seconds from {CELL_SECONDS_MIN:g} to {CELL_SECONDS_MAX:g}"
+        )
     return value
 
 
@@ -100,6 +111,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a notebook's parameter, its value as YAML; may be repeated",
     )
+    bench = commands.add_parser(
+        "bench",
+        help="measure the service's paths, the harness and the analysis beside their floors",
+        description="Measure what each path costs as a ratio to its floor, on private servers that are stopped"
+        " afterwards. Prints a table and the path of bench.json. Aims that are not reached are no failure; an answer"
+        " that is wrong is (exit code 2).",
+        allow_abbrev=False,
+    )
+    _add_bench(bench)
     return parser
 
 
@@ -109,6 +129,15 @@ def _assignment(text: str) -> tuple[str, str]:
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not usable: give NAME=VALUE")
     return name, value
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    add = bench.add_argument
+    add("--repeats", type=_whole(1, 100), metavar="N", help="how often each cell is measured, in turn (default: 5)")
+    add("--seconds", type=_cell_seconds, metavar="S", help="seconds of each cell (default: 3)")
+    add("--only", metavar="A,B", help=f"measure these and their floors only: {', '.join(GROUPS)}")
+    add("--quick", action="store_true", help="2 repeats of short cells: shows that it works, proves nothing")
+    add("--json", action="store_true", help="print the content of bench.json instead of the table")
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
@@ -196,6 +225,30 @@ def _report(arguments: argparse.Namespace) -> int:
     return _judge(arguments.samples, notebooks=notebooks, out=arguments.out, **options)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from harness.bench.results import page
+    from harness.bench.session import Wish, run_bench
+
+    only = GROUPS if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
+    if unknown := [name for name in only if name not in GROUPS]:
+        raise BadUsage(f"--only {unknown[0]!r} is not known: give some of {', '.join(GROUPS)}, by commas")
+    quick = arguments.quick
+    wish = Wish(
+        repeats=arguments.repeats or (2 if quick else 5),
+        seconds=arguments.seconds or (0.3 if quick else 3.0),
+        only=frozenset(only),
+        due_runs=500 if quick else 5_000,
+        pgbench_scale=1 if quick else 10,
+        sample_rows=5_000 if quick else 100_000,
+    )
+    file, bench = run_bench(wish, data_folder())
+    if arguments.json:
+        _show(msgspec.json.encode(bench).decode())
+    else:
+        _show(page(bench), f"bench: {file}")
+    return ExitCode.PASSED
+
+
 def _judge(samples: list[Path], **options: Any) -> int:
     """Hand over to `report`, which is slow to import and not needed for making load."""
     from harness.report import main as judge
@@ -219,7 +272,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code."""
     arguments = _parser().parse_args(words)
     try:
-        return {"run": _run, "report": _report}[arguments.command](arguments)
+        return {"run": _run, "report": _report, "bench": _bench}[arguments.command](arguments)
     except HarnessError as fault:
         _complain(f"python -m harness {arguments.command}: {fault}")
         return fault.exit_code

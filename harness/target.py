@@ -84,7 +84,7 @@ def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[T
             env=_environment(folder),
             # Ctrl-C on the terminal is for the harness, which cancels its runs before it stops the stack.
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
         output = _Output(process, log)
         try:
@@ -95,7 +95,7 @@ def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[T
             output.join(STOP_TIMEOUT_S)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask Linux to send SIGTERM to this new process when the harness ends in whatever way (prctl(2))."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -72,7 +72,7 @@ def field_headers(fields: dict[str, str]) -> tuple[tuple[bytes, bytes], ...]:
 class Exchange(Generic[Body]):
     """One request on its way through an endpoint, and where its time goes (milliseconds)."""
 
-    __slots__ = ("auth_ms", "body", "body_bytes", "caller", "db_ms", "publish_ms", "quota_ms", "scope")
+    __slots__ = ("_query", "auth_ms", "body", "body_bytes", "caller", "db_ms", "publish_ms", "quota_ms", "scope")
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
@@ -83,6 +83,7 @@ class Exchange(Generic[Body]):
         self.caller: Caller
         self.body: Body
         self.body_bytes = b""
+        self._query: dict[str, str] | None = None  # read when it is first asked for
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header field of that (lower-case) name."""
@@ -100,13 +101,13 @@ class Exchange(Generic[Body]):
 
     def query(self) -> dict[str, str]:
         """Return the query's parameters; the last of several wins."""
-        text = self.scope["query_string"]
-        if not text:
-            return {}
-        try:
-            return dict(parse_qsl(text.decode("ascii"), keep_blank_values=True, errors="strict"))
-        except (UnicodeDecodeError, ValueError):
-            raise Malformed("the query string is not valid percent-encoded UTF-8") from None
+        if self._query is None:
+            try:
+                text = self.scope["query_string"].decode("ascii")
+                self._query = dict(parse_qsl(text, keep_blank_values=True, errors="strict"))
+            except (UnicodeDecodeError, ValueError):
+                raise Malformed("the query string is not valid percent-encoded UTF-8") from None
+        return self._query
 
     def query_number(self, name: str, default: float, least: float, most: float) -> float:
         """Return a number from the query; raises Invalid naming it."""

@@ -160,7 +160,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; marg
 h2 { margin: 2.5rem 0 .25rem; font-size: 1.1rem } h2 code { font-size: 1rem }
 .method { display: inline-block; min-width: 4.5rem; font-weight: 700 }
 table { border-collapse: collapse; margin: .5rem 0 } td, th { text-align: left; padding: .15rem 1rem .15rem 0 }
-td { vertical-align: top } td:nth-child(2) { white-space: nowrap } th { font-weight: 600; color: #555 } small { color: #555 } code { font-family: ui-monospace, monospace }
+
+td { vertical-align: top } td:nth-child(2) { white-space: nowrap }
+th { font-weight: 600; color: #555 } small { color: #555 } code { font-family: ui-monospace, monospace }
 """
 
 

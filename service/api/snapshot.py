@@ -42,17 +42,17 @@ MOST_SEQ = 2**31 - 1
 
 READ = text(f"""
     SELECT q.n, r.last_seq, r.ended_at IS NOT NULL AS final, v.version,
-           CASE WHEN v.version IS DISTINCT FROM q.kept THEN
-               json_build_object('run', {RUN_JSON}, 'steps', {STEPS_JSON}, 'events_since_seq', {EVENTS_JSON},
-                                 'child_runs', {CHILDREN_JSON}, 'last_seq', r.last_seq)::text
-           END AS body
+           json_build_object('run', {RUN_JSON}, 'steps', {STEPS_JSON}, 'events_since_seq', {EVENTS_JSON},
+                             'child_runs', {CHILDREN_JSON}, 'last_seq', r.last_seq)::text AS body
     FROM json_to_recordset(CAST(:asked AS json)) AS q(n int, run_id uuid, since_seq int, kept text)
-    JOIN runs r ON r.run_id = q.run_id
-    CROSS JOIN LATERAL (
+    LEFT JOIN runs r ON r.run_id = q.run_id
+    LEFT JOIN LATERAL (
         SELECT r.last_seq || CASE WHEN r.spawned_subruns = 0 THEN ''
             ELSE '.' || (SELECT sum(c.last_seq) FROM runs c WHERE c.parent_run_id = r.run_id) END AS version
-    ) v
+    ) v ON true
+    WHERE v.version IS DISTINCT FROM q.kept
 """)  # noqa: S608 - constants
+"""What has changed since it was kept; a run that is kept and no longer exists has no version."""
 
 WARM_UP: list[tuple[TextClause, dict[str, Any]]] = [(READ, {"asked": "[]"})]
 """The read of nothing, to prepare it before the first request (`Database.warm`)."""
@@ -92,15 +92,14 @@ class Views:
             {"n": n, "run_id": run_id, "since_seq": since_seq, "kept": kept.version if kept else None}
             for n, ((run_id, since_seq), kept) in enumerate(zip(distinct, before, strict=True))
         ]
-        seen: dict[Asked, View] = {}
+        seen = dict(zip(distinct, before, strict=True))
         async with self._database.read() as connection:
-            for row in await connection.execute(READ, {"asked": rows(wanted)}):
-                each, kept = distinct[row.n], before[row.n]
-                if row.body is None and kept is not None:
-                    seen[each] = kept
-                else:
-                    seen[each] = self._keep(each, View(row.version, row.last_seq, row.final, row.body.encode()))
-        return [seen.get(each) or NotFound("no such run") for each in asked]
+            for n, last_seq, final, version, body in await connection.execute(READ, {"asked": rows(wanted)}):
+                each = distinct[n]
+                seen[each] = (
+                    None if version is None else self._keep(each, View(version, last_seq, final, body.encode()))
+                )
+        return [seen[each] or NotFound("no such run") for each in asked]
 
     def _keep(self, asked: Asked, view: View) -> View:
         """Remember a view; the ones that were made longest ago make room."""
