@@ -115,6 +115,8 @@ async def compact_events(
         return NOTHING
     async with database.begin() as connection:
         found = await _lock(connection, _COMPACTABLE, older_than_s, most, after, types=sorted(types))
+        if not found:
+            return NOTHING
         whole, damaged = await _checked(connection, folder, found)
         at("bundles checked")
         parameters = {"archive_ids": [row.archive_id for row in whole], "types": sorted(types)}
@@ -140,6 +142,8 @@ async def purge(
     """
     async with database.begin() as connection:
         found = await _lock(connection, _PURGEABLE, older_than_s, most, after)
+        if not found:
+            return NOTHING
         whole, damaged = await _checked(connection, folder, found)
         at("bundles checked")
         run_ids = [row.run_id for row in whole]
@@ -188,5 +192,5 @@ async def _checked(
     return whole, [verdict for verdict in verdicts if verdict]
 
 
-def _next(found: Sequence[Row[Any]]) -> Cursor | None:
-    return Cursor(found[-1].ended_at, found[-1].run_id) if found else None
+def _next(found: Sequence[Row[Any]]) -> Cursor:
+    return Cursor(found[-1].ended_at, found[-1].run_id)

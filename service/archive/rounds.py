@@ -193,8 +193,13 @@ class Rounds:
         if self._round is not None:
             self._round.stop()
 
+    async def idle(self) -> None:
+        """Return when no round is going on."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     async def drain(self, patience_s: float) -> None:
-        """Wait for the batch in hand; after that long it is given up, which undoes it."""
+        """Stop and wait for the batch in hand; after that long it is given up, which undoes it."""
         self.stop()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=patience_s)
@@ -220,7 +225,9 @@ class Rounds:
             log.error("archive round given up", fault=str(fault))
         except Exception as fault:
             if is_outage(fault):
-                log.warning("archive round given up; the next one finds the same work", fault=str(fault))
+                log.warning(
+                    "archive round given up; the next one finds the same work", fault=str(getattr(fault, "orig", fault))
+                )
             else:
                 log.error("archive round given up", exc_info=fault)
         finally:

@@ -20,7 +20,7 @@ from tests.service.archive.conftest import FinishRuns, every_row
 from tests.tenants import Tenant
 
 AWKWARD = r"""
-    {"text": "tab\t quote\" back\\ snow☃ \ud83c\udf0d", "number": 12345678901234567890.1250, "null": null, "l": [[], {}]}
+    {"text": "tab\t quote\" back\\ snow☃ \ud83c\udf0d", "number": 12345678901234567890.1250, "null": null, "l": [{}]}
 """
 """Metadata whose JSON a careless reader would change."""
 
