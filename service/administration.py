@@ -34,7 +34,7 @@ def bring_schema_up_to_date(settings: Settings) -> dict[str, Any]:
     try:
         migrate(settings.database_url)
     except Exception as error:
-        raise _explained(error) from error
+        raise explained(error) from error
     return {"schema": "up to date"}
 
 
@@ -118,10 +118,10 @@ def _in_one_transaction(
     try:
         return asyncio.run(run())
     except Exception as error:
-        raise _explained(error) from error
+        raise explained(error) from error
 
 
-def _explained(error: Exception) -> Exception:
+def explained(error: Exception) -> Exception:
     """Return the error that says what to do about this one; the same one when nothing is known about it."""
     if isinstance(error, PlimsollError):
         return error

@@ -23,6 +23,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.announce import Announcer, connect_redis
+from service.api.archives import Archives
 from service.api.openapi import Description
 from service.api.operations import Operations
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
@@ -30,6 +31,7 @@ from service.api.sight import Sight
 from service.api.snapshot import WARM_UP as READS
 from service.api.snapshot import Snapshots, Views
 from service.api.workspaces import AgentBody, TokenBody, WorkspaceBody, WorkspacePatch, Workspaces
+from service.archive import Folder
 from service.auth import Callers, Role
 from service.commits import WARM_UP as WRITES
 from service.commits import Commits
@@ -60,6 +62,7 @@ def create_app(settings: Settings) -> Starlette:
     workspaces = Workspaces(database)
     operations = Operations(database, client)
     description = Description(lambda: table)
+    archives = Archives(database, Folder(settings.archive_dir))
 
     def route(
         method: str,
@@ -84,6 +87,8 @@ def create_app(settings: Settings) -> Starlette:
         route("GET", "/api/runs/", runs.list, Role.VIEWER),
         route("GET", "/api/runs/{run_id}/", runs.get, Role.VIEWER),
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
+        route("GET", "/api/runs/{run_id}/archives/", archives.list, Role.VIEWER),
+        route("GET", "/api/archives/{archive_id}/download/", archives.download, Role.VIEWER),
         administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
         administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
         administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),

@@ -79,6 +79,17 @@ class Database:
             yield connection
 
     @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction that sees the database as it stood at its first statement, plus what itself writes.
+
+        A row that was changed since cannot be locked or written: PostgreSQL refuses with SQLSTATE 40001.
+        """
+        async with self.engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            async with connection.begin():
+                yield connection
+
+    @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Open a connection for single statements, each its own transaction (no BEGIN and COMMIT on the wire)."""
         async with self.engine.connect() as connection:

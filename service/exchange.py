@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -47,6 +47,13 @@ Body = TypeVar("Body")
 Content = TypeVar("Content")
 
 
+class Pieces(NamedTuple):
+    """A body too large to hold in memory."""
+
+    size_bytes: int  # of all of them together
+    each: AsyncIterator[bytes]
+
+
 class Answer(msgspec.Struct, Generic[Content], frozen=True):
     """What goes back: a status, a body, and header fields beyond the usual ones.
 
@@ -57,6 +64,7 @@ class Answer(msgspec.Struct, Generic[Content], frozen=True):
     status: int = 200
     content_type: bytes = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    pieces: Pieces | None = None  # sent in place of `body`, one after the other
 
 
 def answer_json(value: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer[Any]:
@@ -91,6 +99,15 @@ class Exchange(Generic[Body]):
             if key == name:
                 return bytes(value)
         return None
+
+    def has_representation(self, etag: bytes) -> bool:
+        """Tell whether the caller has what bears this tag; compares weakly (RFC 9110, section 13.1.2)."""
+        if_none_match = self.header(b"if-none-match")
+        if if_none_match is None:
+            return False
+        if if_none_match in (etag, b"*"):
+            return True
+        return any(part.strip().removeprefix(b"W/") == etag for part in if_none_match.split(b","))
 
     def path_id(self, name: str, what: str) -> uuid.UUID:
         """Return an id from the path; one that is no UUID is as absent as any other unknown id."""
@@ -192,8 +209,12 @@ async def respond(send: Send, answer: Answer[Any], timing: str) -> None:
     """Send an answer; a 304 has neither body nor type (RFC 9110, section 15.4.5)."""
     headers = [(b"server-timing", timing.encode()), *answer.headers]
     if answer.status != 304:
-        headers += [(b"content-type", answer.content_type), (b"content-length", b"%d" % len(answer.body))]
+        size = len(answer.body) if answer.pieces is None else answer.pieces.size_bytes
+        headers += [(b"content-type", answer.content_type), (b"content-length", b"%d" % size)]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if answer.pieces is not None:
+        async for piece in answer.pieces.each:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": answer.body})
 
 

@@ -86,6 +86,7 @@ class Run(Base, kw_only=True):
         Index("runs_due_idx", "next_tick_at", postgresql_where=text("next_tick_at IS NOT NULL")),
         Index("runs_live_idx", "workspace_id", postgresql_where=text("ended_at IS NULL")),
         Index("runs_newest_idx", "workspace_id", text("run_id DESC")),
+        Index("runs_ended_idx", "ended_at", "run_id", postgresql_where=text("ended_at IS NOT NULL")),
         Index("runs_children_idx", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
         {"postgresql_with": {"fillfactor": 80}},
     )
@@ -121,6 +122,10 @@ class Run(Base, kw_only=True):
     step_count: Mapped[int] = mapped_column(default=0)
     last_seq: Mapped[int] = mapped_column(default=0)
     """Number of the newest event; events are numbered from 1 without gaps."""
+    archived_seq: Mapped[int] = mapped_column(default=0)
+    """Number of the newest run_archived event; 0 before the first. Below `last_seq`, something happened since."""
+    compacted_through_seq: Mapped[int] = mapped_column(default=0)
+    """Events with this number and below may be missing here; a bundle holds them. Above it there is no gap."""
     ticks: Mapped[int] = mapped_column(default=0)
     """Worker turns that changed this run."""
     epoch: Mapped[int] = mapped_column(default=0)

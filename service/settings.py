@@ -13,6 +13,9 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from service.errors import ConfigurationError
 
+MOST_DAYS = 36_500
+"""Longest retention: a hundred years."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -23,6 +26,9 @@ class Settings:
     lease_s: float = 2.0  # PLIMSOLL_LEASE_S: how long a claimed run stays with its worker before another may take it
     sweep_interval_s: float = 1.0  # PLIMSOLL_SWEEP_INTERVAL_S: longest time a due run waits for a lost ring
     log_level: str = "info"  # PLIMSOLL_LOG_LEVEL
+    archive_dir: Path = Path("data/archives")  # PLIMSOLL_ARCHIVE_DIR: shared by all that archive and all that serve
+    archive_after_days: float = 30.0  # PLIMSOLL_ARCHIVE_AFTER_DAYS: how long after its end a worker archives a run
+    archive_compact_events: str = ""  # PLIMSOLL_ARCHIVE_COMPACT_EVENTS: types that a worker then deletes; none: none
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -41,6 +47,9 @@ class Settings:
             lease_s=_positive(environment, "PLIMSOLL_LEASE_S", cls.lease_s),
             sweep_interval_s=_positive(environment, "PLIMSOLL_SWEEP_INTERVAL_S", cls.sweep_interval_s),
             log_level=_log_level(environment),
+            archive_dir=Path(environment.get("PLIMSOLL_ARCHIVE_DIR") or cls.archive_dir),
+            archive_after_days=_days(environment, "PLIMSOLL_ARCHIVE_AFTER_DAYS", cls.archive_after_days),
+            archive_compact_events=environment.get("PLIMSOLL_ARCHIVE_COMPACT_EVENTS", cls.archive_compact_events),
         )
 
 
@@ -55,6 +64,28 @@ def _positive(environment: Mapping[str, str], name: str, default: float) -> floa
         value = -1.0
     if not 0 < value < 3600:
         raise ConfigurationError(f"{name}={text!r}: give a number of seconds above 0 and below 3600")
+    return value
+
+
+def _days(environment: Mapping[str, str], name: str, default: float) -> float:
+    """Return a number of days from the environment."""
+    text = environment.get(name)
+    if text is None:
+        return default
+    try:
+        return parse_days(text)
+    except ValueError as wrong:
+        raise ConfigurationError(f"{name}={text!r}: {wrong}") from None
+
+
+def parse_days(text: str) -> float:
+    """Return a number of days, fractions allowed; raises ValueError with what to give."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MOST_DAYS:
+        raise ValueError(f"give a number of days from 0 to {MOST_DAYS}")
     return value
 
 

@@ -114,8 +114,9 @@ class Tenant:
 
 FAULTS = """
     SELECT 'events of ' || runs.run_id || ' have gaps' AS fault FROM runs
-    LEFT JOIN events ON events.run_id = runs.run_id
-    GROUP BY runs.run_id HAVING count(seq) <> runs.last_seq OR max(seq) <> runs.last_seq OR min(seq) <> 1
+    LEFT JOIN events ON events.run_id = runs.run_id AND seq > runs.compacted_through_seq
+    GROUP BY runs.run_id HAVING count(seq) <> runs.last_seq - runs.compacted_through_seq
+        OR max(seq) <> runs.last_seq OR min(seq) <> runs.compacted_through_seq + 1
     UNION ALL
     SELECT 'steps of ' || runs.run_id || ' have gaps' FROM runs
     LEFT JOIN steps ON steps.run_id = runs.run_id
@@ -144,7 +145,8 @@ FAULTS = """
         ON parent.run_id = child.parent_run_id WHERE child.ended_at IS NULL AND parent.ended_at IS NOT NULL
     UNION ALL
     SELECT 'something happened to ' || run_id || ' after its end' FROM runs JOIN events USING (run_id)
-    WHERE seq = last_seq AND ended_at IS NOT NULL AND (event_type <> 'state_changed' OR payload->>'to' <> status)
+    WHERE ended_at IS NOT NULL AND (event_type <> 'state_changed' OR payload->>'to' <> status)
+        AND seq = (SELECT max(e.seq) FROM events e WHERE e.run_id = runs.run_id AND e.event_type <> 'run_archived')
 """
 """One row for each way in which the stored facts contradict each other."""
 

@@ -114,6 +114,27 @@ class RunPage(msgspec.Struct, frozen=True):
     next_cursor: str | None  # null on the last page
 
 
+class ArchiveView(msgspec.Struct, frozen=True):
+    """A bundle of a finished run."""
+
+    archive_id: uuid.UUID
+    run_id: uuid.UUID
+    created_at: dt.datetime
+    last_seq: int
+    compacted_through_seq: int
+    schema_version: int
+    sha256: str
+    size_bytes: int
+    path: str
+    download: str
+
+
+class ArchivePage(msgspec.Struct, frozen=True):
+    """A run's bundles, newest first."""
+
+    archives: list[ArchiveView]
+
+
 class WorkspaceView(msgspec.Struct, frozen=True):
     """A workspace."""
 

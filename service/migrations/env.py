@@ -2,11 +2,13 @@
 
 from alembic import context
 
+import service.archive
 import service.auth
 import service.events
 from service.db import Base
 
-_MAPPED = (service.auth.Token, service.events.Event)  # importing them registers every table on Base
+# Importing them registers every table on Base.
+_MAPPED = (service.archive.RunArchive, service.auth.Token, service.events.Event)
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
 with context.begin_transaction():

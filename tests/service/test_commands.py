@@ -51,6 +51,12 @@ def administration(command: Command, database_url: str, monkeypatch: pytest.Monk
         (["worker", "--processes", "two"], "argument --processes: 'two' is not a whole number from 1 to 64"),
         (["fly"], "argument COMMAND: invalid choice: 'fly'"),
         ([], "the following arguments are required: COMMAND"),
+        (["archive-runs", "--older-than", "-1"], "argument --older-than: '-1': give a number of days from 0 to 36500"),
+        (["archive-runs", "--older-than", "nan"], "argument --older-than: 'nan': give a number of days from 0 to"),
+        (["archive-runs", "--purge-older-than", "x"], "argument --purge-older-than: 'x': give a number of days from 0"),
+        (["archive-runs", "--limit", "0"], "argument --limit: '0' is not a whole number from 1 to 1000000000"),
+        (["archive-runs", "--verbose-events"], "argument --verbose-events: expected one argument"),
+        (["rehydrate-run"], "the following arguments are required: FILE"),
         (["workspace"], "python -m service workspace: the following arguments are required: VERB"),
         (["agent", "create", "--workspace", "x", "--name", "a"], "argument --workspace: invalid UUID value: 'x'"),
         (["token", "create", "--role", "OWNER"], "one of the arguments --workspace --installation is required"),
@@ -64,7 +70,10 @@ def test_bad_usage_is_one_line_that_names_the_flag(command: Command, arguments: 
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["up", "serve", "worker", "migrate", "workspace", "agent", "token"])
+@pytest.mark.parametrize(
+    "name",
+    ["up", "serve", "worker", "migrate", "workspace", "agent", "token", "archive-runs", "rehydrate-run"],
+)
 def test_every_command_has_help(command: Command, name: str) -> None:
     code, out, _ = command(name, "--help")
     assert code == 0

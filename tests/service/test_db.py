@@ -11,15 +11,19 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from service.archive import RunArchive
 from service.db import Base, Database, is_outage, migrate
 
-EVERY_TABLE = {"agents", "events", "idempotency_keys", "runs", "steps", "tokens", "workspaces"}
+EVERY_TABLE = {
+    "agents", "events", "idempotency_keys", "run_archives", "runs", "steps", "tokens", "workspaces",
+}  # fmt: skip
 
 
 async def test_the_migrations_make_exactly_the_mapped_tables(database: Database) -> None:
     def differences(connection: Connection) -> object:
         return compare_metadata(MigrationContext.configure(connection), Base.metadata)
 
+    assert RunArchive.__tablename__ in EVERY_TABLE
     assert set(Base.metadata.tables) == EVERY_TABLE
     async with database.begin() as connection:
         assert await connection.run_sync(differences) == []
