@@ -60,15 +60,19 @@ class Pgbench:
 
     def __init__(self, stage: Stage, scale: int) -> None:
         """Make the tables: 100,000 rows for each unit of `scale`."""
+        self._stage = stage
         self._program = str(stage.postgres.binary("pgbench"))
         self._url = stage.fresh_database("bench_pgbench")
         run_program([self._program, "-i", "-q", "-s", str(scale), self._url])
+        stage.settle(self._url)
 
     def simple_update(self, connections: int, seconds: float) -> Repeat:
         """Run the built-in "simple update" script."""
         whole_s = max(1, round(seconds))  # pgbench counts in whole seconds
         options = ["-n", "-N", "-M", "prepared", "-c", str(connections), "-j", str(PGBENCH_THREADS), "-T", str(whole_s)]
-        return read_pgbench(run_program([self._program, *options, self._url]))
+        found = read_pgbench(run_program([self._program, *options, self._url]))
+        self._stage.settle(self._url)
+        return found
 
 
 def read_pgbench(told: str) -> Repeat:

@@ -77,7 +77,10 @@ def run_load(what: str, load: Load) -> Measured:
         raise LoadFailed(what, "the load did not end in time") from None
     if ended.returncode != 0:
         raise LoadFailed(what, f"the generator ended with exit code {ended.returncode}")
-    measured = msgspec.msgpack.decode(ended.stdout, type=Measured)
+    try:
+        measured = msgspec.msgpack.decode(ended.stdout, type=Measured)
+    except msgspec.DecodeError as fault:
+        raise LoadFailed(what, f"the generator's {len(ended.stdout)} bytes cannot be read: {fault}") from None
     if measured.fault is not None:
         raise LoadFailed(what, measured.fault)
     return measured
@@ -229,6 +232,7 @@ def main() -> int:
             text = str(fault) or "no answer in time"
             measured = Measured(seconds=0.0, latencies_ns=b"", bodies=[], fault=text)
     sys.stdout.buffer.write(msgspec.msgpack.encode(measured))
+    sys.stdout.buffer.flush()  # a fault here must not end as success with half an answer
     return 0
 
 

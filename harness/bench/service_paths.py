@@ -33,8 +33,8 @@ SERVE = ["service", "serve", "--port", "0"]
 WORKER = ["service", "worker"]
 SCRIPT = [{"kind": "PLAN"}, {"kind": "MODEL_CALL"}, {"kind": "OBSERVATION"}]  # a snapshot of 3 steps and 6 events
 CHILDREN_MAX = 4  # what an ordinary workspace allows a parent at once
-SPAWNS_PER_S_MAX = 8_000  # parents are accepted for so many; a faster service ends the cell early, which is no fault
-COLD_PER_S_MAX = 3_000  # likewise: copies made for each second of a cold cell
+SPAWNS_PER_S_MAX = 4_000  # parents are accepted for so many; a faster service ends the cell early, which is no fault
+COLD_PER_S_MAX = 2_000  # likewise: copies made for each second of a cold cell
 WARM_RUNS = 64
 FINISH_S = 30.0  # for a worker to finish one run
 
@@ -83,15 +83,20 @@ class ServicePaths:
 
     def create(self, connections: int, seconds: float) -> Repeat:
         """Accept runs."""
-        return self._ask("create", connections, seconds, [self.create_wire])
+        found = self._ask("create", connections, seconds, [self.create_wire])
+        self._stage.settle(self._database_url)
+        return found
 
     def spawn(self, connections: int, seconds: float) -> Repeat:
         """Accept subruns of parents that were accepted just before."""
         parents = max(connections, int(SPAWNS_PER_S_MAX * seconds) // CHILDREN_MAX)
         bodies = self._post("parents for spawns", [self.create_wire], parents, min(parents, 64))
+        self._stage.settle(self._database_url)
         run_ids = [msgspec.json.decode(body, type=CreateAnswer).run_id for body in bodies]
         wires = [self._workspace.spawn_wire(run_id) for run_id in run_ids]
-        return self._ask("spawn", connections, seconds, wires, most=len(wires) * CHILDREN_MAX)
+        found = self._ask("spawn", connections, seconds, wires, most=len(wires) * CHILDREN_MAX)
+        self._stage.settle(self._database_url)
+        return found
 
     def snapshot_warm(self, connections: int, seconds: float) -> Repeat:
         """Read snapshots that were read before."""
@@ -169,9 +174,9 @@ class ServicePaths:
             self._database_url,
             f"CREATE TEMPORARY TABLE new_id AS SELECT uuidv7() AS run_id FROM generate_series(1, {count})",  # noqa: S608
             *tables,
-            "VACUUM ANALYZE runs, steps, events",
             "SELECT run_id FROM new_id",
         )
+        self._stage.settle(self._database_url)
         return [row[0] for row in found]
 
 

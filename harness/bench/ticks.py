@@ -45,10 +45,12 @@ class Ticks:
         """Let runs fall due and measure how a worker drains them."""
         count = runs or self._runs
         self._accept(count)
-        ((since,),) = self._stage.sql(self._database_url, "VACUUM ANALYZE runs", "SELECT clock_timestamp()")
+        self._stage.settle(self._database_url)
+        ((since,),) = self._stage.sql(self._database_url, "SELECT clock_timestamp()")
         with Process(WORKER, self._environment, listens=False) as worker:
             self._wait(worker)
         ((written, timed, elapsed),) = self._stage.sql(self._database_url, RATE.format(since=since))
+        self._stage.settle(self._database_url)
         if int(written) != count * len(SCRIPT):
             raise LoadFailed("ticks", f"{written} steps were written, not {count * len(SCRIPT)}")
         seconds = float(elapsed)
