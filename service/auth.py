@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sqlalchemy import ForeignKey, LargeBinary, insert, or_, select, update
+from sqlalchemy import ColumnElement, ForeignKey, LargeBinary, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -174,6 +174,7 @@ class Callers:
         self._monotonic = monotonic
         self._now = now
         self._known: dict[bytes, tuple[float, Caller]] = {}
+        self._by_id: dict[uuid.UUID, tuple[float, Caller]] = {}
 
     def remembered(self, header: bytes) -> Caller | None:
         """Return the caller if this very header was checked within the last second, and has not expired since."""
@@ -188,22 +189,40 @@ class Callers:
         scheme, _, token = header.partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
             raise Unauthenticated("send `Authorization: Bearer <token>`")
-        digest = hashlib.sha256(token.strip()).digest()
         asked_at = self._monotonic()
+        caller = await self._read(Token.token_hash == hashlib.sha256(token.strip()).digest())
+        if caller is None:
+            self._known.pop(header, None)
+            raise Unauthenticated("the token is unknown, expired or revoked")
+        if len(self._known) >= self.MOST:
+            self._known.clear()
+        self._known[header] = asked_at + REMEMBERED_S, caller
+        return caller
+
+    async def again(self, token_id: uuid.UUID) -> Caller:
+        """Return who bears the token of that id, as of the last second; raises Unauthenticated."""
+        until, caller = self._by_id.get(token_id, (0.0, None))
+        asked_at = self._monotonic()
+        if caller is None or asked_at >= until:
+            caller = await self._read(Token.token_id == token_id)
+            if caller is not None:
+                if len(self._by_id) >= self.MOST:
+                    self._by_id.clear()
+                self._by_id[token_id] = asked_at + REMEMBERED_S, caller
+        if caller is None or (caller.expires_at is not None and caller.expires_at <= self._now()):
+            self._by_id.pop(token_id, None)
+            raise Unauthenticated("the token is expired or revoked")
+        return caller
+
+    async def _read(self, names_it: ColumnElement[bool]) -> Caller | None:
+        """Return the bearer of a token that is in force, if there is one."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(Token.token_id, Token.workspace_id, Token.role, Token.expires_at).where(
-                    Token.token_hash == digest,
+                    names_it,
                     Token.revoked_at.is_(None),
                     or_(Token.expires_at.is_(None), Token.expires_at > self._now()),
                 )
             )
             row = found.first()
-        if row is None:
-            self._known.pop(header, None)
-            raise Unauthenticated("the token is unknown, expired or revoked")
-        caller = Caller(row.token_id, row.workspace_id, Role[row.role], row.expires_at)
-        if len(self._known) >= self.MOST:
-            self._known.clear()
-        self._known[header] = asked_at + REMEMBERED_S, caller
-        return caller
+        return None if row is None else Caller(row.token_id, row.workspace_id, Role[row.role], row.expires_at)

@@ -24,7 +24,6 @@ from service.settings import Settings, child_environment
 from service.supervisor import Child, Signals, Supervisor
 from service.telemetry import configure_logging
 
-GRACE_S = 10  # how long a request may go on after the process was asked to stop
 BACKLOG = 2048  # connections that may wait to be accepted; the kernel's somaxconn may lower it
 
 
@@ -67,22 +66,10 @@ def address_of(listener: socket.socket) -> str:
 
 def serve_here(settings: Settings, listener: socket.socket) -> int:
     """Answer HTTP in this process until SIGTERM or SIGINT, then end what was begun; 1 when the app cannot start."""
-    import uvicorn
-
     from service.app import create_app
+    from service.server import Server, configuration
 
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            loop="uvloop",
-            http="httptools",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-    )
+    server = Server(configuration(create_app(settings)))
     for number in (signal.SIGTERM, signal.SIGINT):  # the server takes them while it runs and raises them again after
         signal.signal(number, lambda *_: None)
     try:

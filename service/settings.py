@@ -23,6 +23,9 @@ class Settings:
     lease_s: float = 2.0  # PLIMSOLL_LEASE_S: how long a claimed run stays with its worker before another may take it
     sweep_interval_s: float = 1.0  # PLIMSOLL_SWEEP_INTERVAL_S: longest time a due run waits for a lost ring
     log_level: str = "info"  # PLIMSOLL_LOG_LEVEL
+    allowed_origins: frozenset[str] = (
+        frozenset()
+    )  # PLIMSOLL_ALLOWED_ORIGINS: whose pages may open sockets, besides ours
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -39,6 +42,7 @@ class Settings:
             lease_s=_positive(environment, "PLIMSOLL_LEASE_S", cls.lease_s),
             sweep_interval_s=_positive(environment, "PLIMSOLL_SWEEP_INTERVAL_S", cls.sweep_interval_s),
             log_level=_log_level(environment),
+            allowed_origins=_origins(environment),
         )
 
 
@@ -62,6 +66,19 @@ def _log_level(environment: Mapping[str, str]) -> str:
     if level not in ("debug", "info", "warning", "error"):
         raise ConfigurationError(f"PLIMSOLL_LOG_LEVEL={level!r}: give debug, info, warning or error")
     return level
+
+
+def _origins(environment: Mapping[str, str]) -> frozenset[str]:
+    """Return the origins listed, in lower case (RFC 6454, section 4: scheme, host and port; no path)."""
+    listed = [each.strip().lower() for each in environment.get("PLIMSOLL_ALLOWED_ORIGINS", "").split(",")]
+    for origin in filter(None, listed):
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or not parts.netloc:
+            raise ConfigurationError(
+                f"PLIMSOLL_ALLOWED_ORIGINS: {origin!r} is no origin; give a list such as"
+                " https://app.example.com,http://localhost:3000"
+            )
+    return frozenset(filter(None, listed))
 
 
 def sqlalchemy_url(libpq_url: str) -> str:
