@@ -8,9 +8,10 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
+import redis.asyncio
 from sqlalchemy import text
 from starlette.applications import Starlette
 from websockets.asyncio.client import ClientConnection, connect
@@ -134,12 +135,12 @@ class Client:
 
     async def closed(self) -> tuple[int, str]:
         """Return the close code and reason with which the service ends the socket; frames before it are dropped."""
-        try:
+        with suppress(ConnectionClosed):
             while True:
                 await self.connection.recv()
-        except ConnectionClosed as end:
-            assert end.rcvd is not None, "the connection broke without a close frame"
-            return end.rcvd.code, end.rcvd.reason
+        end = self.connection.protocol.close_rcvd
+        assert end is not None, "the connection broke without a close frame"
+        return end.code, end.reason
 
 
 @asynccontextmanager
@@ -154,6 +155,11 @@ async def open_socket(
     address = url.replace("http", "ws", 1) + path
     async with connect(address, additional_headers=headers, **options) as connection:
         yield Client(connection)
+
+
+async def cut_subscriptions(client: redis.asyncio.Redis) -> None:
+    """Cut every connection that listens to events, as a network that fails for a moment does."""
+    await client.client_kill_filter(_type="pubsub")
 
 
 def faults_of(seen: Sequence[int], first: int, last: int) -> list[str]:
