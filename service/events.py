@@ -144,6 +144,7 @@ class Following:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._heard_at_s = 0.0  # the loop's clock
+        self._closed = False
         self.closing = False  # nobody should begin to wait any more: the process is about to end
 
     @contextmanager
@@ -187,6 +188,7 @@ class Following:
 
     async def close(self) -> None:
         """Stop listening."""
+        self._closed = True  # besides the cancellation: a call of redis-py that is about to return may swallow it
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -207,7 +209,7 @@ class Following:
 
     async def _hold(self) -> None:
         """Hold the subscriptions up for as long as the process lives; a lost connection is made anew."""
-        while True:
+        while not self._closed:
             try:
                 async with self._client.pubsub() as pubsub:
                     await pubsub.connect()
@@ -224,7 +226,7 @@ class Following:
         """Keep the subscriptions equal to what is followed, and the connection proven alive."""
         subscribed: set[uuid.UUID] = set()
         self._heard_at_s = asyncio.get_running_loop().time()
-        while True:
+        while not self._closed:
             self._changed.clear()
             wanted = self._bells.keys() | self._listeners.keys()
             if wanted - subscribed:
@@ -242,7 +244,7 @@ class Following:
 
     async def _hear(self, pubsub: PubSub) -> None:
         """Pass each message on."""
-        while True:
+        while not self._closed:
             message = await pubsub.get_message(timeout=None)
             self._heard_at_s = asyncio.get_running_loop().time()
             if message is None or message["type"] not in ("subscribe", "message"):

@@ -50,6 +50,7 @@ class Keeper:
         self._renew_every_s = renew_every_s
         self._held: dict[Lease, _Held] = {}
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     @asynccontextmanager
     async def hold(self, lease: Lease, lost: Callable[[Full], None]) -> AsyncIterator[None]:
@@ -68,6 +69,7 @@ class Keeper:
 
     async def close(self) -> None:
         """Stop renewing."""
+        self._closed = True  # besides the cancellation: a call of redis-py that is about to return may swallow it
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -99,7 +101,7 @@ class Keeper:
     async def _renew_forever(self) -> None:
         """Renew all places of this process, in one round trip."""
         pause_s = self._renew_every_s
-        while True:
+        while not self._closed:
             await asyncio.sleep(pause_s)
             pause_s = self._renew_every_s
             try:

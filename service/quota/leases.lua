@@ -17,6 +17,7 @@ for i, key in ipairs(KEYS) do
 end
 for _, key in ipairs(KEYS) do
   redis.call('ZADD', key, now + lasts, holder)
-  redis.call('PEXPIRE', key, lasts)
+  -- The set goes with its last place, never before: it may hold places that last longer.
+  if redis.call('PTTL', key) < lasts then redis.call('PEXPIRE', key, lasts) end
 end
 return {0, 0}
