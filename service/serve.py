@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
+from starlette.applications import Starlette
 
 from service.errors import BadUsage, ConfigurationError
 from service.settings import Settings, child_environment
@@ -67,9 +68,15 @@ def address_of(listener: socket.socket) -> str:
 def serve_here(settings: Settings, listener: socket.socket) -> int:
     """Answer HTTP in this process until SIGTERM or SIGINT, then end what was begun; 1 when the app cannot start."""
     from service.app import create_app
+
+    return run_server(create_app(settings), listener)
+
+
+def run_server(app: Starlette, listener: socket.socket) -> int:
+    """Serve an application until SIGTERM or SIGINT; 1 when it cannot start."""
     from service.server import Server, configuration
 
-    server = Server(configuration(create_app(settings)))
+    server = Server(configuration(app))
     for number in (signal.SIGTERM, signal.SIGINT):  # the server takes them while it runs and raises them again after
         signal.signal(number, lambda *_: None)
     try:

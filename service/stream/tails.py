@@ -90,8 +90,8 @@ class RunTail:
 
     def stands_at(self, run_id: uuid.UUID, last_seq: int) -> None:
         """Read what Redis did not bring."""
-        if last_seq > self.seq and not self._behind:
-            GAPS_FILLED.inc()
+        if last_seq > self.seq:
+            GAPS_FILLED.inc(not self._behind)
             self.doubt()
 
     async def pump(self) -> None:
