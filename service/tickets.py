@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
 
 from service.errors import Unauthenticated, Unavailable
+from service.grouping import Grouping
 
 TICKET_S = 30
 """How long a ticket waits for its use, seconds."""
@@ -25,12 +28,14 @@ class Tickets:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
+        # A thousand clients that come at once are a few round trips, and need no thousand connections.
+        self._calls: Grouping[tuple[str | int, ...], Any] = Grouping(self._call, lanes=2)
 
     async def issue(self, token_id: uuid.UUID) -> str:
         """Return a new ticket for the bearer of a token; raises Unavailable while Redis is away."""
         ticket = secrets.token_urlsafe(32)
         try:
-            await self._client.set(_key(ticket), token_id.hex, ex=TICKET_S)
+            await self._calls.submit(("SET", _key(ticket), token_id.hex, "EX", TICKET_S))
         except (RedisError, OSError) as fault:
             raise Unavailable("tickets cannot be issued while Redis does not answer") from fault
         return ticket
@@ -38,12 +43,19 @@ class Tickets:
     async def redeem(self, ticket: str) -> uuid.UUID:
         """Return the token's id and void the ticket, in one step; raises Unauthenticated, or Unavailable."""
         try:
-            found = await self._client.getdel(_key(ticket))
+            found = await self._calls.submit(("GETDEL", _key(ticket)))
         except (RedisError, OSError) as fault:
             raise Unavailable("tickets cannot be checked while Redis does not answer") from fault
         if found is None:
             raise Unauthenticated("the ticket is unknown, used or expired")
         return uuid.UUID(hex=found.decode() if isinstance(found, bytes) else found)
+
+    async def _call(self, calls: Sequence[tuple[str | int, ...]]) -> Sequence[Any]:
+        async with self._client.pipeline(transaction=False) as pipe:
+            for call in calls:
+                pipe.execute_command(*call)
+            answers: list[Any] = await pipe.execute()
+        return answers
 
 
 def _key(ticket: str) -> str:

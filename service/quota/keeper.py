@@ -21,8 +21,8 @@ from service.telemetry import QUOTA_REFUSALS
 
 log = structlog.get_logger()
 
-SECOND_TRY_S = 0.25
-"""Pause before a full pool is asked again: a client that reconnects may be ahead of the end of its own last socket."""
+PAUSES_S = (0.1, 0.4)
+"""Pauses before a full pool is asked again: a client that reconnects may be ahead of the end of its own last socket."""
 
 FAILED_RETRY_S = 1.0
 """Pause before renewing is tried again when it failed, seconds."""
@@ -79,9 +79,10 @@ class Keeper:
         quota = await self._quota_of(lease.workspace_id)
         try:
             full = await self._leases.take(lease, quota)
-            if full is not None:
-                await asyncio.sleep(SECOND_TRY_S)
-                full = await self._leases.take(lease, quota)
+            for pause_s in PAUSES_S:
+                if full is not None:
+                    await asyncio.sleep(pause_s)
+                    full = await self._leases.take(lease, quota)
         except Unavailable:
             if quota.websockets is not None or quota.websockets_per_user is not None:
                 raise
@@ -94,7 +95,7 @@ class Keeper:
 
     async def _give_back(self, lease: Lease) -> None:
         try:
-            await self._leases.give_back([lease])
+            await self._leases.give_back(lease)
         except (RedisError, OSError) as fault:
             log.warning("a socket's place lapses by itself", fault=str(fault))
 
@@ -120,9 +121,9 @@ class Keeper:
         if not asked:
             return
         answers = await self._leases.renew(asked)
-        ended = [lease for lease, _ in asked if lease not in self._held]
-        if ended:  # while the renewal was on its way, so it may have come after the giving back
-            await self._leases.give_back(ended)
+        for lease, _ in asked:
+            if lease not in self._held:  # it ended while the renewal was on its way, which may have come after the end
+                await self._leases.give_back(lease)
         for (lease, _), full in zip(asked, answers, strict=True):
             if full is not None and lease in self._held:
                 self._held[lease].lost(full)

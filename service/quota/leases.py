@@ -21,6 +21,7 @@ import redis.asyncio
 from redis.exceptions import NoScriptError, RedisError
 
 from service.errors import Unavailable
+from service.grouping import Grouping
 from service.quota.limits import Limit, Quota
 
 LEASE_S = 15.0
@@ -58,15 +59,18 @@ class Leases:
         self._lease_ms = int(lease_s * 1000)
         self._script = (Path(__file__).parent / "leases.lua").read_text()
         self._digest = hashlib.sha1(self._script.encode(), usedforsecurity=False).hexdigest()
+        # A thousand sockets that open or end at once are a few round trips, and need no thousand connections.
+        self._takes: Grouping[Asked, Full | None] = Grouping(self.renew, lanes=2)
+        self._ends: Grouping[Lease, None] = Grouping(self._give_back, lanes=2)
 
     async def take(self, lease: Lease, quota: Quota) -> Full | None:
         """Take a place in both pools, or none and say which is full; raises Unavailable while Redis is away."""
         try:
-            return (await self.renew([(lease, quota)]))[0]
+            return await self._takes.submit((lease, quota))
         except (RedisError, OSError) as fault:
             raise Unavailable("open sockets cannot be counted while Redis does not answer") from fault
 
-    async def renew(self, held: Sequence[Asked]) -> list[Full | None]:
+    async def renew(self, held: Sequence[Asked]) -> Sequence[Full | None]:
         """Renew places, or take them anew where they had lapsed; raises RedisError or OSError while Redis is away."""
         answers = await self._ask(held)
         if any(isinstance(answer, NoScriptError) for answer in answers):  # a new or emptied Redis
@@ -78,13 +82,17 @@ class Leases:
         limits = (Limit.WEBSOCKETS, Limit.WEBSOCKETS_PER_USER)
         return [Full(limits[number - 1], used) if number else None for number, used in answers]
 
-    async def give_back(self, leases: Sequence[Lease]) -> None:
+    async def give_back(self, lease: Lease) -> None:
         """Free places at once; raises RedisError or OSError while Redis is away, and then they lapse by themselves."""
+        await self._ends.submit(lease)
+
+    async def _give_back(self, leases: Sequence[Lease]) -> Sequence[None]:
         async with self._client.pipeline(transaction=False) as pipe:
             for lease in leases:
                 for key in keys(lease):
                     pipe.zrem(key, lease.holder)
             await pipe.execute()
+        return [None] * len(leases)
 
     async def _ask(self, held: Sequence[Asked]) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipe:

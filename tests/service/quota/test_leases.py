@@ -40,7 +40,7 @@ async def test_the_pool_that_is_full_is_named_and_nothing_is_taken_of_the_other(
     refused = lease(workspace_id)
     assert await leases.take(refused, QUOTA) == Full(Limit.WEBSOCKETS, 3)
     assert await client.exists(keys(refused)[1]) == 0
-    await leases.give_back([other])
+    await leases.give_back(other)
     assert await leases.take(refused, QUOTA) is None
 
 
@@ -108,7 +108,7 @@ async def test_a_keeper_renews_what_it_holds_and_gives_it_back(client: redis.asy
     await keeper.close()
 
 
-async def test_a_full_pool_is_looked_at_twice_before_it_refuses(client: redis.asyncio.Redis) -> None:
+async def test_a_full_pool_is_looked_at_again_before_it_refuses(client: redis.asyncio.Redis) -> None:
     async def quota_of(workspace_id: uuid.UUID) -> Quota:
         return replace(QUOTA, websockets=1)
 
@@ -122,7 +122,7 @@ async def test_a_full_pool_is_looked_at_twice_before_it_refuses(client: redis.as
 
     waiting = asyncio.create_task(wait_in_line(second))
     await asyncio.sleep(0)
-    await Leases(client).give_back([first])
+    await Leases(client).give_back(first)
     await waiting
     await Leases(client).take(first, QUOTA)
     with pytest.raises(QuotaExceeded, match=r"websockets \(1 of 1 open\); close one first"):
