@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
-from redis.exceptions import RedisError
 
 from service.errors import QuotaExceeded, Unavailable
 from service.quota.leases import RENEW_EVERY_S, Full, Lease, Leases
@@ -65,7 +64,7 @@ class Keeper:
             yield
         finally:
             del self._held[lease]
-            await asyncio.shield(self._give_back(lease))
+            await asyncio.shield(self._leases.give_back(lease))
 
     async def close(self) -> None:
         """Stop renewing."""
@@ -92,12 +91,6 @@ class Keeper:
             most = quota.websockets if full.limit is Limit.WEBSOCKETS else quota.websockets_per_user
             raise QuotaExceeded(full.limit, f"({full.used} of {most} open); close one first", 1, {})
         return quota
-
-    async def _give_back(self, lease: Lease) -> None:
-        try:
-            await self._leases.give_back(lease)
-        except (RedisError, OSError) as fault:
-            log.warning("a socket's place lapses by itself", fault=str(fault))
 
     async def _renew_forever(self) -> None:
         """Renew all places of this process, in one round trip."""

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis.asyncio
+import structlog
 from redis.exceptions import NoScriptError, RedisError
 
 from service.errors import Unavailable
 from service.grouping import Grouping
 from service.quota.limits import Limit, Quota
+
+log = structlog.get_logger()
 
 LEASE_S = 15.0
 """How long a place outlives its holder's last sign of life, seconds."""
@@ -83,15 +86,18 @@ class Leases:
         return [Full(limits[number - 1], used) if number else None for number, used in answers]
 
     async def give_back(self, lease: Lease) -> None:
-        """Free places at once; raises RedisError or OSError while Redis is away, and then they lapse by themselves."""
+        """Free a socket's places at once; while Redis is away, they lapse by themselves."""
         await self._ends.submit(lease)
 
     async def _give_back(self, leases: Sequence[Lease]) -> Sequence[None]:
-        async with self._client.pipeline(transaction=False) as pipe:
-            for lease in leases:
-                for key in keys(lease):
-                    pipe.zrem(key, lease.holder)
-            await pipe.execute()
+        try:
+            async with self._client.pipeline(transaction=False) as pipe:
+                for lease in leases:
+                    for key in keys(lease):
+                        pipe.zrem(key, lease.holder)
+                await pipe.execute()
+        except (RedisError, OSError) as fault:
+            log.warning("places of sockets lapse by themselves", fault=str(fault), sockets=len(leases))
         return [None] * len(leases)
 
     async def _ask(self, held: Sequence[Asked]) -> list[Any]:

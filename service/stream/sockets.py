@@ -195,9 +195,8 @@ class Socket:
                 where = f"/api/runs/{self._place.run_id}/archives/"
                 raise Refused(Code.COMPACTED, f"events after since_seq are archived: {where}") from None
             except Exception as fault:
-                if not is_outage(fault):
+                if not is_outage(fault):  # of an outage the hub tells, once for all sockets
                     raise
-                log.warning("a stream cannot read the database", fault=str(fault))
             await asyncio.sleep(RETRY_S)
             self._tail.doubt()
 

@@ -90,8 +90,8 @@ second over all runs, {sum(measured.last_seq.values()):,} in all. No worker runs
 1. **Reconnects.** 1,000 times a follower picked at random loses its connection, half of them by a reset, and comes back
    with its last `seq`. At the end every follower must have seen 1, 2, 3 … without a gap or a repeat, and every watcher
    every event of each run since it was listed. How the connections ended: {endings(measured.ends)}.
-2. **Stalled clients.** In turn, a round of six seconds with three clients that stop reading and one without. They
-   follow a run that gets 100 more events a second of 4 kB each, as do 4 followers and 2 watchers that read. A stalled
+2. **Stalled clients.** In turn, a round of five seconds with three clients that stop reading and one without. They
+   follow a run that gets 100 more events a second of 8 kB each, as do 4 followers and 2 watchers that read. A stalled
    client fills the kernel's buffers, then its outbox; 1013 follows. Delay is how old an event is when a client that
    reads has it, counted from the instant that its transaction gave it.
 
