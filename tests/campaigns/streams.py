@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ PATIENCE_S = 20.0  # for what is on its way when writing ends
 class World:
     """All clients, and what they follow."""
 
-    url: str
+    http: httpx.AsyncClient
     writer: Writer
     followers: list[Follower]
     watchers: list[Watcher]
@@ -106,27 +106,26 @@ class World:
         return self.faults()
 
 
-async def make_world(url: str, database: Database, writer: Writer) -> World:
+async def make_world(url: str, http: httpx.AsyncClient, database: Database, writer: Writer) -> World:
     """Make the workspaces, their runs and their clients, none of them connected yet."""
-    world = World(url, writer, [], [], {}, {})
-    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-        for _ in range(WORKSPACES):
-            async with database.begin() as connection:
-                workspace_id = await create_workspace(connection, "campaign", "default")
-                agent_id = await create_agent(connection, workspace_id, "agent")
-                # A token may have five sockets open: two for the ten clients, one for those that stall.
-                tokens = [(await issue_token(connection, workspace_id, "OPERATOR")).token for _ in range(3)]
-            places = iter([tokens[0]] * 5 + [tokens[1]] * 5)
-            for _ in range(RUNS_EACH):
-                answer = await http.post(
-                    "/api/runs/",
-                    json={"workspace_id": str(workspace_id), "agent_id": str(agent_id)},
-                    headers={"authorization": f"Bearer {tokens[0]}"},
-                )
-                run_id = answer.raise_for_status().json()["run_id"]
-                world.last_seq[run_id], world.spare_tokens[run_id] = 1, tokens[2]
-                world.followers += [Follower(url, next(places), run_id) for _ in range(FOLLOWERS_EACH_RUN)]
-            world.watchers += [Watcher(url, next(places), workspace_id) for _ in range(WATCHERS_EACH)]
+    world = World(http, writer, [], [], {}, {})
+    for _ in range(WORKSPACES):
+        async with database.begin() as connection:
+            workspace_id = await create_workspace(connection, "campaign", "default")
+            agent_id = await create_agent(connection, workspace_id, "agent")
+            # A token may have five sockets open: two for the ten clients, one for those that stall.
+            tokens = [(await issue_token(connection, workspace_id, "OPERATOR")).token for _ in range(3)]
+        places = iter([tokens[0]] * 5 + [tokens[1]] * 5)
+        for _ in range(RUNS_EACH):
+            answer = await http.post(
+                "/api/runs/",
+                json={"workspace_id": str(workspace_id), "agent_id": str(agent_id)},
+                headers={"authorization": f"Bearer {tokens[0]}"},
+            )
+            run_id = answer.raise_for_status().json()["run_id"]
+            world.last_seq[run_id], world.spare_tokens[run_id] = 1, tokens[2]
+            world.followers += [Follower(url, next(places), run_id) for _ in range(FOLLOWERS_EACH_RUN)]
+        world.watchers += [Watcher(url, next(places), workspace_id) for _ in range(WATCHERS_EACH)]
     return world
 
 
@@ -144,7 +143,7 @@ async def reconnect_at_random(world: World) -> Phase:
 async def load(world: World, stalled: Sequence[Stalled]) -> tuple[Phase, float]:
     """Write for one round, with clients that stall or without; returns the seconds until the last was evicted."""
     hot, loop, evicted = next(iter(world.last_seq)), asyncio.get_running_loop(), asyncio.Event()
-    before, started_at, evicted_after_s = await evictions(world.url), loop.time(), 0.0
+    before, started_at, evicted_after_s = await evictions(world.http), loop.time(), 0.0
     stalling = [asyncio.create_task(each.stall_until(evicted)) for each in stalled]
     async with (
         world.writing(EVENTS_PER_S, list(world.last_seq), ""),
@@ -152,7 +151,8 @@ async def load(world: World, stalled: Sequence[Stalled]) -> tuple[Phase, float]:
     ):
         while (took_s := loop.time() - started_at) < ROUND_S or (not evicted_after_s and took_s < PATIENCE_S):
             await asyncio.sleep(0.2)
-            if not evicted_after_s and await evictions(world.url) - before >= len(stalled):
+            # Asked in rounds of both kinds, so that asking weighs on both.
+            if await evictions(world.http) - before >= len(stalled) and not evicted_after_s:
                 evicted_after_s = loop.time() - started_at
         phase = Phase("with stalled clients" if stalled else "without", took_s, world.take_delays_ms())
     evicted.set()
@@ -161,19 +161,17 @@ async def load(world: World, stalled: Sequence[Stalled]) -> tuple[Phase, float]:
     return phase, evicted_after_s
 
 
-async def evictions(url: str) -> int:
+async def evictions(http: httpx.AsyncClient) -> int:
     """Return how many clients the service has evicted so far."""
-    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-        figures = (await http.get("/metrics")).text
+    figures = (await http.get("/metrics")).text
     (line,) = [line for line in figures.splitlines() if line.startswith("plimsoll_slow_clients_evicted_total ")]
     return int(float(line.split()[1]))
 
 
 async def run_campaign(url: str, database: Database, writer: Writer) -> Measured:
     """Run all phases."""
-    world = await make_world(url, database, writer)
-    async with AsyncExitStack() as stack:
-        group = await stack.enter_async_context(asyncio.TaskGroup())
+    async with httpx.AsyncClient(base_url=url, timeout=30) as http, asyncio.TaskGroup() as group:
+        world = await make_world(url, http, database, writer)
         following = [group.create_task(client.follow()) for client in world.clients]
         await world.connected()
         world.take_delays_ms()
