@@ -108,6 +108,10 @@ $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json: $(STAMP)
 bench: $(STAMP) ## The service's paths, the harness and the analysis as ratios to their floors
 	@exec $(PY) -m harness bench
 
+.PHONY: streams
+streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs/evidence/streams.md (2 minutes)
+	@$(PY) -m tests.campaigns.streams
+
 # ---- for a developer -------------------------------------------------------------------------------------------------
 
 .PHONY: test

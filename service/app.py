@@ -7,6 +7,7 @@ names the caller, reads the body, and calls the endpoint in `api/`.
 from __future__ import annotations
 
 import gc
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.announce import Announcer, connect_redis
@@ -30,9 +31,10 @@ from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
 from service.api.sight import Sight
 from service.api.snapshot import WARM_UP as READS
 from service.api.snapshot import Snapshots, Views
+from service.api.tickets import TicketBody, TicketOffice
 from service.api.workspaces import AgentBody, TokenBody, WorkspaceBody, WorkspacePatch, Workspaces
 from service.archive import Folder
-from service.auth import Callers, Role
+from service.auth import Caller, Callers, Role
 from service.commits import WARM_UP as WRITES
 from service.commits import Commits
 from service.db import Database
@@ -41,20 +43,29 @@ from service.errors import ApiError, Malformed, MethodNotAllowed, NotFound
 from service.events import Following
 from service.exchange import Endpoint, Operation, refusal
 from service.quota.inforce import Quotas
+from service.quota.keeper import Keeper
+from service.quota.leases import Leases
 from service.quota.rates import Rates
 from service.settings import Settings
+from service.stream.admission import Admission
+from service.stream.commands import Commands
+from service.stream.history import History
+from service.stream.hub import Hub
+from service.stream.sockets import Sockets
+from service.stream.timing import USUAL, Timing
 from service.telemetry import configure_logging
+from service.tickets import Tickets
 from service.workspaces import Agents
 
 log = structlog.get_logger()
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     """Build the application; connections are opened when it starts and closed when it stops."""
     database = Database(settings.database_url)
     client = connect_redis(settings.redis_url)
     announcer = Announcer(client, Doorbell(settings.redis_url))
-    callers, sight, following = Callers(database), Sight(database), Following(client)
+    callers, sight, following = Callers(database), Sight(database), Following(settings.redis_url)
     quotas, rates = Quotas(database), Rates(client)
     commits = Commits(database, announcer)
     runs = Runs(database, commits, rates, quotas, sight, announcer, Agents())
@@ -63,6 +74,13 @@ def create_app(settings: Settings) -> Starlette:
     operations = Operations(database, client)
     description = Description(lambda: table)
     archives = Archives(database, Folder(settings.archive_dir))
+    tickets = Tickets(client)
+    office = TicketOffice(tickets)
+    history = History(database)
+    hub = Hub(following, history, timing.look_every_s)
+    keeper = Keeper(Leases(client, timing.lease_s), quotas.of, timing.renew_every_s)
+
+    operations_by_route: dict[tuple[str, str], Operation] = {}
 
     def route(
         method: str,
@@ -74,10 +92,14 @@ def create_app(settings: Settings) -> Starlette:
         installation: bool = False,
     ) -> Route:
         operation = Operation(path, endpoint, callers, role, body, installation=installation)
+        operations_by_route[method, path] = operation
         return Route(path, operation, methods=[method])
 
     def administration(method: str, path: str, endpoint: Endpoint, body: type) -> Route:
         return route(method, path, endpoint, Role.ADMIN, body, installation=True)
+
+    async def find_run(caller: Caller, run_id: uuid.UUID) -> uuid.UUID:
+        return (await sight.find(caller, run_id)).workspace_id
 
     # The busiest first: the table is searched from the top.
     table = [
@@ -89,6 +111,7 @@ def create_app(settings: Settings) -> Starlette:
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
         route("GET", "/api/runs/{run_id}/archives/", archives.list, Role.VIEWER),
         route("GET", "/api/archives/{archive_id}/download/", archives.download, Role.VIEWER),
+        route("POST", "/api/ws-tickets/", office.issue, Role.VIEWER, TicketBody),
         administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
         administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
         administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),
@@ -98,6 +121,14 @@ def create_app(settings: Settings) -> Starlette:
         route("GET", "/metrics", operations.metrics, None),
         route("GET", "/openapi.json", description.openapi, None),
         route("GET", "/docs", description.docs, None),
+    ]
+
+    commands = Commands(operations_by_route)
+    admission = Admission(callers, tickets, quotas, settings.allowed_origins)
+    sockets = Sockets(admission, callers, find_run, keeper, hub, history, commands, timing)
+    streams: list[BaseRoute] = [
+        WebSocketRoute("/ws/runs/{run_id}/", sockets.run),
+        WebSocketRoute("/ws/workspaces/{workspace_id}/", sockets.workspace),
     ]
 
     @asynccontextmanager
@@ -110,17 +141,20 @@ def create_app(settings: Settings) -> Starlette:
         gc.set_threshold(50_000, 20, 20)
         yield
         await commits.drain()
+        await keeper.close()
+        await hub.close()
         await following.close()
         await client.aclose()
         await database.close()
 
     app = Starlette(
-        routes=table,
+        routes=[*table, *streams],
         lifespan=life,
         middleware=[Middleware(Boundary)],
         exception_handlers={HTTPException: _no_route},
     )
     app.router.redirect_slashes = False
+    app.state.let_go = following.let_go  # `serve.Server` calls it when the process is asked to stop
     return app
 
 
@@ -134,16 +168,16 @@ async def _warm(database: Database, client: redis.asyncio.Redis) -> None:
 
 
 class Boundary:
-    """Makes the trailing slash optional below /api/ without a redirect: a redirect is no 200."""
+    """Makes the trailing slash optional below /api/ and /ws/ without a redirect: a redirect is no 200."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on under its canonical path."""
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             path = scope["path"]
-            if path.startswith("/api/"):
+            if path.startswith(("/api/", "/ws/")):
                 if not path.endswith("/"):
                     scope = {**scope, "path": path + "/"}
             elif path.endswith("/") and path != "/":

@@ -187,6 +187,7 @@ class Callers:
         self._known: dict[bytes, tuple[float, Caller]] = {}
         # One lane: when a busy token is due to be read again, all its requests wait for one answer.
         self._grouping: Grouping[bytes, Caller] = Grouping(self._read)
+        self._by_id: dict[uuid.UUID, tuple[float, Caller]] = {}
 
     def remembered(self, header: bytes) -> Caller | None:
         """Return the caller if this very header was checked within the last second, and has not expired since."""
@@ -217,3 +218,31 @@ class Callers:
                 row.token_hash: Caller(row.token_id, row.workspace_id, Role[row.role], row.expires_at) for row in found
             }
         return [callers.get(each) or Unauthenticated("the token is unknown, expired or revoked") for each in digests]
+
+    async def again(self, token_id: uuid.UUID) -> Caller:
+        """Return who bears the token of that id, as of the last second; raises Unauthenticated."""
+        until, caller = self._by_id.get(token_id, (0.0, None))
+        asked_at = self._monotonic()
+        if caller is None or asked_at >= until:
+            caller = await self._read_again(token_id)
+            if caller is not None:
+                if len(self._by_id) >= self.MOST:
+                    self._by_id.clear()
+                self._by_id[token_id] = asked_at + REMEMBERED_S, caller
+        if caller is None or (caller.expires_at is not None and caller.expires_at <= self._now()):
+            self._by_id.pop(token_id, None)
+            raise Unauthenticated("the token is expired or revoked")
+        return caller
+
+    async def _read_again(self, token_id: uuid.UUID) -> Caller | None:
+        """Return the bearer of a token that is in force, if there is one."""
+        async with self._database.read() as connection:
+            found = await connection.execute(
+                select(Token.token_id, Token.workspace_id, Token.role, Token.expires_at).where(
+                    Token.token_id == token_id,
+                    Token.revoked_at.is_(None),
+                    or_(Token.expires_at.is_(None), Token.expires_at > self._now()),
+                )
+            )
+            row = found.first()
+        return None if row is None else Caller(row.token_id, row.workspace_id, Role[row.role], row.expires_at)

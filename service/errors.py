@@ -145,6 +145,12 @@ class Unavailable(ApiError):
         return {"retry-after": str(self.retry_after_s)}
 
 
+class NotSupported(ApiError):
+    """A command that this version names and does not do yet."""
+
+    status, code, title = 501, "not-supported", "Not supported"
+
+
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 

@@ -13,14 +13,17 @@ import asyncio
 import datetime as dt
 import enum
 import uuid
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import msgspec
 import redis.asyncio
 import structlog
 from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from sqlalchemy import ForeignKey
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
@@ -90,6 +93,9 @@ class Published(msgspec.Struct, frozen=True):
     events: list[NewEvent]
 
 
+_DECODER = msgspec.json.Decoder(Published)
+
+
 def channel(workspace_id: uuid.UUID) -> str:
     """Return the name of the Redis channel that carries a workspace's events."""
     return f"plimsoll:events:{{{workspace_id}}}"
@@ -106,28 +112,48 @@ def messages(events: Iterable[NewEvent], created_at: dt.datetime) -> list[tuple[
     ]
 
 
-class Following:
-    """One process's ear on Redis: wakes whoever follows a run when events of it were committed anywhere.
+Listener: TypeAlias = Callable[[uuid.UUID, "Published | None"], None]
+"""Hears every message of a workspace; None says that messages may have been lost, so look at the database."""
 
-    A subscription is shared by all followers of a workspace in this process and ends with the last of them. While
-    Redis is away nobody is woken; followers look at the database again when their own patience ends.
+RETRY_S = 0.5
+"""Pause before Redis is tried again, seconds."""
+
+PING_EVERY_S = 2.0
+"""How often a quiet connection is asked whether it still lives, seconds."""
+
+SILENCE_S = 6.0
+"""How long a connection that was asked may stay silent before it is given up as half-open, seconds."""
+
+
+class Following:
+    """One process's ear on Redis: tells whoever follows a workspace what was committed anywhere.
+
+    A subscription is shared by all followers of a workspace in this process and ends with the last of them. Followers
+    are also told when a subscription begins to hold, first or again: what was published before is not repeated. While
+    Redis is away nobody is told anything; followers look at the database by themselves.
     """
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._client = client
-        self._followers: dict[uuid.UUID, dict[uuid.UUID, set[asyncio.Event]]] = {}  # workspace -> run -> bells
+    def __init__(self, redis_url: str) -> None:
+        # A lost connection must be seen here and not be mended below: two tasks use it, and each subscription that is
+        # made anew must be answered with a look at the database.
+        self._client = redis.asyncio.from_url(
+            redis_url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 0, ()), protocol=2
+        )
+        self._bells: dict[uuid.UUID, dict[uuid.UUID, set[asyncio.Event]]] = {}  # workspace -> run -> bells
+        self._listeners: dict[uuid.UUID, Counter[Listener]] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._heard_at_s = 0.0  # the loop's clock
+        self._closed = False
+        self.closing = False  # nobody should begin to wait any more: the process is about to end
 
-    @asynccontextmanager
-    async def follow(self, workspace_id: uuid.UUID, run_id: uuid.UUID) -> AsyncIterator[asyncio.Event]:
+    @contextmanager
+    def follow(self, workspace_id: uuid.UUID, run_id: uuid.UUID) -> Iterator[asyncio.Event]:
         """Yield a bell that is set whenever events of the run were committed; the caller clears it."""
         bell = asyncio.Event()
-        runs = self._followers.setdefault(workspace_id, {})
+        runs = self._bells.setdefault(workspace_id, {})
         runs.setdefault(run_id, set()).add(bell)
-        self._changed.set()
-        if self._task is None:
-            self._task = asyncio.create_task(self._listen(), name="follow events")
+        self._attend()
         try:
             yield bell
         finally:
@@ -135,52 +161,105 @@ class Following:
             if not runs[run_id]:
                 del runs[run_id]
             if not runs:
-                self._followers.pop(workspace_id, None)
+                self._bells.pop(workspace_id, None)
             self._changed.set()
+
+    @contextmanager
+    def listen(self, workspace_id: uuid.UUID, listener: Listener) -> Iterator[None]:
+        """Have `listener` called with every message of the workspace, once however often it listens."""
+        self._listeners.setdefault(workspace_id, Counter())[listener] += 1
+        self._attend()
+        try:
+            yield
+        finally:
+            counts = self._listeners[workspace_id]
+            counts[listener] -= 1
+            if not counts[listener]:
+                del counts[listener]
+            if not counts:
+                del self._listeners[workspace_id]
+            self._changed.set()
+
+    def let_go(self) -> None:
+        """Wake all who wait for a bell and let nobody wait again: the process is about to end."""
+        self.closing = True
+        for workspace_id in list(self._bells):
+            self._ring(workspace_id)
 
     async def close(self) -> None:
         """Stop listening."""
+        self._closed = True  # besides the cancellation: a call of redis-py that is about to return may swallow it
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._client.aclose()
 
-    def _wake(self, workspace_id: uuid.UUID, run_ids: Iterable[uuid.UUID] | None = None) -> None:
+    def _attend(self) -> None:
+        """Have the subscriptions brought up to what is followed."""
+        self._changed.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._hold(), name="follow events")
+
+    def _ring(self, workspace_id: uuid.UUID, run_ids: Iterable[uuid.UUID] | None = None) -> None:
         """Ring the bells of some runs of a workspace, or of all that are followed."""
-        runs = self._followers.get(workspace_id, {})
+        runs = self._bells.get(workspace_id, {})
         for run_id in list(runs) if run_ids is None else run_ids:
             for bell in runs.get(run_id, ()):
                 bell.set()
 
-    async def _listen(self) -> None:
-        """Hold the subscription up for as long as the process lives; a lost connection is made anew."""
-        while True:
+    async def _hold(self) -> None:
+        """Hold the subscriptions up for as long as the process lives; a lost connection is made anew."""
+        while not self._closed:
             try:
-                async with self._client.pubsub(ignore_subscribe_messages=False) as pubsub:
-                    await self._serve(pubsub)
-            except (redis.RedisError, OSError) as fault:
-                log.warning("following events interrupted", fault=str(fault))
-                await asyncio.sleep(0.5)
+                async with self._client.pubsub() as pubsub:
+                    await pubsub.connect()
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._hear(pubsub))
+                        group.create_task(self._subscribe(pubsub))
+            except* (redis.RedisError, OSError) as faults:
+                log.warning("following events interrupted", fault=str(faults.exceptions[0]))
+            except* Exception as faults:  # a bug of ours: followers lose their copies, not the events
+                log.error("following events interrupted", exc_info=faults.exceptions[0])
+            await asyncio.sleep(RETRY_S)
 
-    async def _serve(self, pubsub: PubSub) -> None:
-        """Keep the subscriptions equal to what is followed and pass each message on."""
+    async def _subscribe(self, pubsub: PubSub) -> None:
+        """Keep the subscriptions equal to what is followed, and the connection proven alive."""
         subscribed: set[uuid.UUID] = set()
-        while True:
+        self._heard_at_s = asyncio.get_running_loop().time()
+        while not self._closed:
             self._changed.clear()
-            wanted = set(self._followers)
+            wanted = self._bells.keys() | self._listeners.keys()
             if wanted - subscribed:
                 await pubsub.subscribe(*(channel(w) for w in wanted - subscribed))
             if subscribed - wanted:
                 await pubsub.unsubscribe(*(channel(w) for w in subscribed - wanted))
-            subscribed = wanted
-            if not subscribed:
-                await self._changed.wait()
-                continue
-            message = await pubsub.get_message(timeout=0.25)
-            if message is None:
+            subscribed = set(wanted)
+            try:
+                async with asyncio.timeout(PING_EVERY_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                if asyncio.get_running_loop().time() - self._heard_at_s > SILENCE_S:
+                    raise redis.ConnectionError(f"silent for {SILENCE_S:g} s") from None
+                await pubsub.ping()
+
+    async def _hear(self, pubsub: PubSub) -> None:
+        """Pass each message on."""
+        while not self._closed:
+            message = await pubsub.get_message(timeout=None)
+            self._heard_at_s = asyncio.get_running_loop().time()
+            if message is None or message["type"] not in ("subscribe", "message"):
                 continue
             workspace_id = uuid.UUID(message["channel"].decode().rpartition("{")[2].rstrip("}"))
-            if message["type"] == "subscribe":
-                self._wake(workspace_id)  # what was committed before the subscription held
-            elif message["type"] == "message":
-                published = msgspec.json.decode(message["data"], type=Published)
-                self._wake(workspace_id, {event.run_id for event in published.events})
+            published = _read(message["data"]) if message["type"] == "message" else None
+            self._ring(workspace_id, None if published is None else {event.run_id for event in published.events})
+            for listener in list(self._listeners.get(workspace_id, ())):
+                listener(workspace_id, published)
+
+
+def _read(body: bytes) -> Published | None:
+    """Return what was published; None for what this version cannot read, which is as good as lost."""
+    try:
+        return _DECODER.decode(body)
+    except msgspec.DecodeError as fault:
+        log.warning("a published message cannot be read", fault=str(fault))
+        return None

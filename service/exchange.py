@@ -2,7 +2,8 @@
 
 An `Operation` is a row of the route table: who may call, what the body must look like, which endpoint answers. It
 names the caller, reads and checks the body, turns errors into RFC 9457 problems, and stamps every answer with
-Server-Timing. Endpoints see an `Exchange` and return an `Answer`; they never touch ASGI.
+Server-Timing. Endpoints see an `Exchange` and return an `Answer`; they never touch ASGI. A command on a socket is the
+same operation without HTTP around it (`stream/commands.py`).
 
 The framework's Request and Response are not used here: on the hot path they cost more than the work
 (docs/performance.md).
@@ -171,12 +172,10 @@ class Operation:
         exchange: Exchange[Any] = Exchange(scope)
         try:
             if self.role is not None:
-                await self._authenticate(exchange, self.role)
+                await self._authenticate(exchange)
                 exchange.auth_ms = (time.perf_counter() - started) * 1e3
-            if self._decoder is not None:
-                exchange.body_bytes = await read_body(scope, receive)
-                exchange.body = decode(self._decoder, exchange.body_bytes)
-            answer = await self.endpoint(exchange)
+            body = b"" if self._decoder is None else await read_body(scope, receive)
+            answer = await self._perform(exchange, body)
         except ApiError as error:
             answer = refusal(error, scope)
         except Exception as fault:
@@ -194,15 +193,49 @@ class Operation:
             self._observers[answer.status] = observe
         observe(time.perf_counter() - started)
 
-    async def _authenticate(self, exchange: Exchange[Any], role: Role) -> None:
+    async def command(self, caller: Caller, path_params: dict[str, str], query: str, body: bytes) -> Answer[Any]:
+        """Do for a caller who is known already what a request would do: a command on a socket.
+
+        Role, body, quota and errors are those of the request. `query` is percent-encoded.
+        """
+        scope: Scope = {
+            "type": "command",
+            "path": self.route.format_map(path_params),
+            "path_params": path_params,
+            "query_string": query.encode("ascii"),
+            "headers": [],
+        }
+        exchange: Exchange[Any] = Exchange(scope)
+        exchange.caller = caller
+        try:
+            self._require(caller)
+            return await self._perform(exchange, body)
+        except ApiError as error:
+            return refusal(error, scope)
+        except Exception as fault:
+            return refusal(_translate(fault, scope), scope)
+
+    async def _perform(self, exchange: Exchange[Any], body: bytes) -> Answer[Any]:
+        """Decode the body and call the endpoint."""
+        if self._decoder is not None:
+            exchange.body_bytes = body
+            exchange.body = decode(self._decoder, body)
+        return await self.endpoint(exchange)
+
+    def _require(self, caller: Caller) -> None:
+        """Raise RoleTooLow unless the caller may ask for this operation."""
+        if self.installation:
+            caller.require_installation()
+        if self.role is not None:
+            caller.require(self.role)
+
+    async def _authenticate(self, exchange: Exchange[Any]) -> None:
         header = exchange.header(b"authorization")
         if header is None:
             raise Unauthenticated("send `Authorization: Bearer <token>`")
         caller = self._callers.remembered(header)
         exchange.caller = caller if caller is not None else await self._callers.identify(header)
-        if self.installation:
-            exchange.caller.require_installation()
-        exchange.caller.require(role)
+        self._require(exchange.caller)
 
 
 async def respond(send: Send, answer: Answer[Any], timing: str) -> None:

@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prometheus_client.multiprocess import mark_process_dead
+from starlette.applications import Starlette
 
 from service.errors import BadUsage, ConfigurationError
 from service.settings import Settings, child_environment
 from service.supervisor import Child, Signals, Supervisor
 from service.telemetry import configure_logging
 
-GRACE_S = 10  # how long a request may go on after the process was asked to stop
 BACKLOG = 2048  # connections that may wait to be accepted; the kernel's somaxconn may lower it
 
 
@@ -67,23 +67,16 @@ def address_of(listener: socket.socket) -> str:
 
 def serve_here(settings: Settings, listener: socket.socket) -> int:
     """Answer HTTP in this process until SIGTERM or SIGINT, then end what was begun; 1 when the app cannot start."""
-    import uvicorn
-
     from service.app import create_app
 
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            loop="uvloop",
-            http="httptools",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,  # nothing here asks who the client is or by which scheme it came
-            timeout_graceful_shutdown=GRACE_S,
-        )
-    )
+    return run_server(create_app(settings), listener)
+
+
+def run_server(app: Starlette, listener: socket.socket) -> int:
+    """Serve an application until SIGTERM or SIGINT; 1 when it cannot start."""
+    from service.server import Server, configuration
+
+    server = Server(configuration(app))
     for number in (signal.SIGTERM, signal.SIGINT):  # the server takes them while it runs and raises them again after
         signal.signal(number, lambda *_: None)
     try:

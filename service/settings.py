@@ -29,6 +29,7 @@ class Settings:
     archive_dir: Path = Path("data/archives")  # PLIMSOLL_ARCHIVE_DIR: shared by all that archive and all that serve
     archive_after_days: float = 30.0  # PLIMSOLL_ARCHIVE_AFTER_DAYS: how long after its end a worker archives a run
     archive_compact_events: str = ""  # PLIMSOLL_ARCHIVE_COMPACT_EVENTS: types that a worker then deletes; none: none
+    allowed_origins: frozenset[str] = frozenset()  # PLIMSOLL_ALLOWED_ORIGINS: pages that may open sockets, besides ours
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -50,6 +51,7 @@ class Settings:
             archive_dir=Path(environment.get("PLIMSOLL_ARCHIVE_DIR") or cls.archive_dir),
             archive_after_days=_days(environment, "PLIMSOLL_ARCHIVE_AFTER_DAYS", cls.archive_after_days),
             archive_compact_events=environment.get("PLIMSOLL_ARCHIVE_COMPACT_EVENTS", cls.archive_compact_events),
+            allowed_origins=_origins(environment),
         )
 
 
@@ -106,6 +108,19 @@ _PARAMETERS = {
     "target_session_attrs": "target_session_attrs",
 }
 """Parameters of a libpq URI, and what the driver calls them."""
+
+
+def _origins(environment: Mapping[str, str]) -> frozenset[str]:
+    """Return the origins listed, in lower case (RFC 6454, section 4: scheme, host and port; no path)."""
+    listed = [each.strip().lower() for each in environment.get("PLIMSOLL_ALLOWED_ORIGINS", "").split(",")]
+    for origin in filter(None, listed):
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or not parts.netloc:
+            raise ConfigurationError(
+                f"PLIMSOLL_ALLOWED_ORIGINS: {origin!r} is no origin; give a list such as"
+                " https://app.example.com,http://localhost:3000"
+            )
+    return frozenset(filter(None, listed))
 
 
 def sqlalchemy_url(libpq_url: str) -> str:

@@ -10,7 +10,7 @@ import logging
 import sys
 
 import structlog
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.375, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds, seconds: the targets of data/slo.yaml are among them, so that a p95 below 375 ms can be read off."""
@@ -39,6 +39,16 @@ ANNOUNCEMENTS_LOST = Counter(
     "Publications and rings that Redis did not take; the sweeper makes up for them.",
 )
 RATES_UNCHECKED = Counter("plimsoll_rates_unchecked_total", "Requests let through because Redis did not answer.")
+OPEN_SOCKETS = Gauge("plimsoll_open_sockets", "Sockets that are open.", ["stream"], multiprocess_mode="livesum")
+SOCKETS_ENDED = Counter("plimsoll_sockets_ended_total", "Sockets that ended, by the service's close code.", ["code"])
+SLOW_CLIENTS_EVICTED = Counter(
+    "plimsoll_slow_clients_evicted_total", "Sockets closed because their client was too slow."
+)
+FRAMES_SENT = Counter("plimsoll_frames_sent_total", "Frames sent to sockets: pushes and answers.")
+GAPS_FILLED = Counter(
+    "plimsoll_stream_gaps_filled_total", "Times at which a stream read the database for what Redis had not brought."
+)
+SOCKET_COMMANDS = Counter("plimsoll_socket_commands_total", "Commands answered on sockets.", ["cmd", "status"])
 QUOTA_REFUSALS = Counter("plimsoll_quota_refusals_total", "Requests refused by a rate or a cap.", ["limit"])
 
 

@@ -159,6 +159,13 @@ class TokenView(msgspec.Struct, frozen=True):
     expires_at: dt.datetime | None
 
 
+class TicketView(msgspec.Struct, frozen=True):
+    """A ticket that opens one socket."""
+
+    ticket: str
+    expires_in_s: float
+
+
 class Health(msgspec.Struct, frozen=True):
     """How the process is."""
 

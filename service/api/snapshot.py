@@ -163,12 +163,12 @@ class Snapshots:
     async def _wait(self, workspace_id: uuid.UUID, run_id: uuid.UUID, since_seq: int, wait_s: float) -> View:
         """Return the view once it has an event after `since_seq` or the run is final, at the latest after `wait_s`."""
         give_up_at = asyncio.get_running_loop().time() + wait_s
-        async with self._following.follow(workspace_id, run_id) as bell:
+        with self._following.follow(workspace_id, run_id) as bell:
             while True:
                 bell.clear()
                 view = await self._views.see(run_id, since_seq)
                 left_s = give_up_at - asyncio.get_running_loop().time()
-                if view.last_seq > since_seq or view.final or left_s <= 0:
+                if view.last_seq > since_seq or view.final or left_s <= 0 or self._following.closing:
                     return view
                 try:
                     async with asyncio.timeout(min(left_s, LOOK_AGAIN_S)):

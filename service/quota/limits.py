@@ -20,6 +20,8 @@ class Limit(enum.StrEnum):
     LIVE_PARENT_RUNS = "live_parent_runs"  # cap on runs without a parent that are not final
     LIVE_RUNS = "live_runs"  # cap on runs that are not final, subruns included
     PENDING_SUBRUNS = "pending_subruns"  # cap on a run's subruns that are not final
+    WEBSOCKETS = "websockets"  # cap on a workspace's open sockets
+    WEBSOCKETS_PER_USER = "websockets_per_user"  # cap on the open sockets of one token
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Quota:
     live_parent_runs: int | None
     live_runs: int | None
     pending_subruns: int | None
+    websockets: int | None
+    websockets_per_user: int | None
 
     @property
     def has_caps(self) -> bool:
@@ -60,7 +64,16 @@ DEFAULT = Quota(
     live_parent_runs=5,
     live_runs=12,
     pending_subruns=4,
+    websockets=20,
+    websockets_per_user=5,
 )
 
-LIFTED = Quota(rates={}, live_parent_runs=None, live_runs=None, pending_subruns=None)
+LIFTED = Quota(
+    rates={},
+    live_parent_runs=None,
+    live_runs=None,
+    pending_subruns=None,
+    websockets=None,
+    websockets_per_user=None,
+)
 """What a calibration workspace is under: nothing, so that the system itself can be measured."""

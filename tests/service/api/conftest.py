@@ -18,6 +18,7 @@ from service.app import create_app
 from service.auth import issue_token
 from service.db import Database
 from service.embedded import Stack
+from service.server import configuration
 from service.settings import Settings
 from service.workspaces import create_agent, create_workspace
 
@@ -95,9 +96,7 @@ def archive_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(database_url: str, redis_url: str, archive_dir: Path) -> Iterator[str]:
     """Where the service listens: the real application in a thread and an event loop of its own."""
     app = create_app(Settings(database_url, redis_url, log_level="error", archive_dir=archive_dir))
-    server = ReadyServer(
-        uvicorn.Config(app, port=0, loop="none", http="httptools", log_level="error", server_header=False)
-    )
+    server = ReadyServer(configuration(app, port=0, loop="none", log_level="error"))
     thread = threading.Thread(target=server.run, name="service")
     thread.start()
     assert server.ready.wait(30), "the service did not start"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import httpx
@@ -150,3 +151,25 @@ async def test_a_refused_body_costs_no_quota(tenant: Any) -> None:
     bad = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id), "metadata": [1]}
     answers = [(await tenant.operator.post("/api/runs/", json=bad)).status_code for _ in range(30)]
     assert set(answers) == {422}
+
+
+async def test_a_head_without_an_end_is_cut_off(url: str) -> None:
+    host, port = httpx.URL(url).host, httpx.URL(url).port
+    reader, writer = await asyncio.open_connection(host, port)
+    told = b""
+    with contextlib.suppress(ConnectionError):  # what is still on its way when the service closes is met with a reset
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n")
+        for _ in range(8):
+            writer.write(b"x-long: " + b"y" * 65_536 + b"\r\n")
+            await writer.drain()
+        told = await asyncio.wait_for(reader.read(), 10)
+    assert told == b"" or told.startswith(b"HTTP/1.1 400 ")
+    with contextlib.suppress(ConnectionError):
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_large_body_in_one_piece_is_no_large_head(tenant: Any) -> None:
+    body = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id), "input_text": "x" * 900_000}
+    for _ in range(2):
+        assert (await tenant.operator.post("/api/runs/", json=body)).status_code == 200

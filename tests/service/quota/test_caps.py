@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from service.quota.limits import DEFAULT, LIFTED, Quota
@@ -11,6 +13,13 @@ def test_a_workspace_whose_caps_are_all_lifted_is_not_counted() -> None:
     assert (LIFTED.has_caps, DEFAULT.has_caps) == (False, True)
 
 
-@pytest.mark.parametrize("quota", [Quota({}, 1, None, None), Quota({}, None, 1, None), Quota({}, None, None, 1)])
+@pytest.mark.parametrize(
+    "quota",
+    [
+        dataclasses.replace(LIFTED, live_parent_runs=1),
+        dataclasses.replace(LIFTED, live_runs=1),
+        dataclasses.replace(LIFTED, pending_subruns=1),
+    ],
+)
 def test_one_cap_is_enough_to_be_counted(quota: Quota) -> None:
     assert quota.has_caps

@@ -1,0 +1,61 @@
+"""What waits to be sent on one socket: a queue with two bounds, so that a client that does not read costs a known sum.
+
+Live events are offered and never wait: a full outbox means that the client is too slow. Replays and answers wait for
+room, which holds back the one who asked and nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+MOST_FRAMES = 1_000
+"""Frames that may wait: several seconds of a busy run."""
+
+MOST_BYTES = 1 << 20
+"""Characters that may wait: with the kernel's share (`protocol.SEND_BUFFER_BYTES`) about 1.3 MB a socket."""
+
+BATCH = 64
+"""Frames handed to the writer at once; between batches other sockets have their turn."""
+
+
+class Outbox:
+    """Frames on their way to one socket, in order."""
+
+    def __init__(self, most_frames: int = MOST_FRAMES, most_bytes: int = MOST_BYTES) -> None:
+        self._most_frames = most_frames
+        self._most_bytes = most_bytes
+        self._frames: deque[str] = deque()
+        self._bytes = 0
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more may wait."""
+        return len(self._frames) >= self._most_frames or self._bytes >= self._most_bytes
+
+    def offer(self, frame: str) -> bool:
+        """Add a frame; False, and nothing added, when the outbox is full."""
+        if self.full:
+            return False
+        self._frames.append(frame)
+        self._bytes += len(frame)
+        self._filled.set()
+        return True
+
+    async def put(self, frame: str) -> None:
+        """Add a frame as soon as there is room."""
+        while not self.offer(frame):
+            self._room.clear()
+            await self._room.wait()
+
+    async def take(self) -> list[str]:
+        """Return the next frames, at least one, at most `BATCH`."""
+        while not self._frames:
+            self._filled.clear()
+            await self._filled.wait()
+        frames = [self._frames.popleft() for _ in range(min(BATCH, len(self._frames)))]
+        self._bytes -= sum(map(len, frames))
+        self._room.set()
+        return frames

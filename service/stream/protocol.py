@@ -1,0 +1,61 @@
+"""The server's side of a socket below the application: what uvicorn's own protocol leaves open for clients that stall.
+
+An application can send a close frame only when the transport takes data again, which is never for the very client that
+must be told that it is too slow; and a transport that is closed still waits for its data to be taken, for as long as
+the client's kernel answers. So here a close frame may always be written behind what waits, and a connection that was
+closed is cut when the client has not parted within a bounded time. Small send buffers make a stall visible early.
+"""
+
+from __future__ import annotations
+
+import socket
+from asyncio.transports import BaseTransport
+
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+MAX_FRAME_BYTES = 64 << 10
+"""Largest message that is read; a larger one closes the socket with 1009."""
+
+PING_EVERY_S = PING_PATIENCE_S = 20.0
+"""How often a silent client is asked whether it still lives, and how long it may take to answer, seconds."""
+
+SEND_BUFFER_BYTES = 64 << 10
+"""Asked of the kernel for each socket (Linux doubles it). By default it takes megabytes, which hide a stall."""
+
+PARTING_S = 10.0
+"""How long a client that was told to go may take what was sent before, seconds."""
+
+SHUTDOWN_PARTING_S = 1.0
+"""The same while the process ends, seconds."""
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol, with an end to all waiting."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        """Keep the kernel's share of what waits small."""
+        super().connection_made(transport)
+        self.close_timeout = PARTING_S
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send; a close frame goes behind what waits, without waiting until the client takes it."""
+        if message["type"] == "websocket.close" and self.handshake_complete and not self.disconnected:
+            self.writable.set()
+            self._cut_after(PARTING_S)
+        await super().send(message)
+
+    def keepalive_timeout(self) -> None:
+        """Close the connection of a client that answers no ping."""
+        super().keepalive_timeout()
+        self._cut_after(0.0)
+
+    def shutdown(self) -> None:
+        """Tell the client that the service restarts (1012), and part soon."""
+        super().shutdown()
+        self._cut_after(SHUTDOWN_PARTING_S)
+
+    def _cut_after(self, seconds: float) -> None:
+        self.loop.call_later(seconds, self.transport.abort)

@@ -1,0 +1,31 @@
+"""The outbox: in order, bounded in frames and in size."""
+
+from __future__ import annotations
+
+import asyncio
+
+from service.stream.outbox import BATCH, Outbox
+
+
+async def test_frames_leave_in_the_order_in_which_they_came() -> None:
+    outbox = Outbox()
+    frames = [str(n) for n in range(2 * BATCH + 1)]
+    assert all(outbox.offer(frame) for frame in frames)
+    assert [await outbox.take() for _ in range(3)] == [frames[:BATCH], frames[BATCH : 2 * BATCH], frames[2 * BATCH :]]
+
+
+async def test_it_is_full_at_either_bound_and_has_room_again_when_frames_leave() -> None:
+    for outbox in (Outbox(most_frames=2, most_bytes=100), Outbox(most_frames=100, most_bytes=6)):
+        assert [outbox.offer("abc") for _ in range(3)] == [True, True, False]
+        assert await outbox.take() == ["abc", "abc"]
+        assert outbox.offer("abc")
+
+
+async def test_who_may_wait_waits_for_room_and_who_takes_waits_for_frames() -> None:
+    outbox = Outbox(most_frames=1)
+    taking = asyncio.create_task(outbox.take())
+    await asyncio.sleep(0)
+    putting = [asyncio.create_task(outbox.put(frame)) for frame in ("a", "b", "c")]
+    assert await taking == ["a"]
+    assert [await outbox.take(), await outbox.take()] == [["b"], ["c"]]
+    await asyncio.gather(*putting)
