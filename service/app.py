@@ -82,6 +82,8 @@ def create_app(settings: Settings) -> Starlette:
         route("GET", "/api/runs/", runs.list, Role.VIEWER),
         route("GET", "/api/runs/{run_id}/", runs.get, Role.VIEWER),
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/runs/{run_id}/pause/", runs.pause, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/runs/{run_id}/resume/", runs.resume, Role.OPERATOR, ReasonBody),
         administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
         administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
         administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),

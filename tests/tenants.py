@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy import text
 
 from service.announce import Announcer, connect_redis
+from service.changes import GroupOptions
 from service.commits import Commits, Create, Spawn
 from service.db import Database
 from service.doorbell import Doorbell
@@ -57,16 +58,23 @@ class Tenant:
         """Accept several runs at once."""
         return await asyncio.gather(*(self.run(agent_id, expected_subruns) for _ in range(count)))
 
-    async def spawn(self, parent_run_id: uuid.UUID, agent_id: uuid.UUID | None = None) -> uuid.UUID:
-        """Accept a subrun; it is due at once. Raises IllegalState when the parent has ended."""
+    async def spawn(
+        self,
+        parent_run_id: uuid.UUID,
+        agent_id: uuid.UUID | None = None,
+        group_id: str | None = None,
+        **options: Any,
+    ) -> uuid.UUID:
+        """Accept a subrun with GroupOptions; it is due at once. Raises IllegalState when the parent has ended."""
         spawn = Spawn(
             parent_run_id,
             self.workspace_id,
             agent_id or self.agent_id,
             "",
             NO_METADATA,
-            f"group of {parent_run_id}",
+            group_id or f"group of {parent_run_id}",
             LIFTED,
+            GroupOptions(**options),
         )
         return (await self._commits.submit(spawn)).run_id
 
@@ -132,6 +140,20 @@ FAULTS = """
     HAVING count(child.run_id) <> parent.spawned_subruns
         OR count(child.run_id) FILTER (WHERE child.ended_at IS NULL) <> parent.pending_subruns
         OR count(child.run_id) FILTER (WHERE child.status IN ('FAILED', 'CANCELED')) <> parent.failed_subruns
+    UNION ALL
+    SELECT 'group ' || g.group_id || ' of ' || g.parent_run_id || ' is miscounted' FROM subrun_groups g
+    LEFT JOIN runs child ON child.parent_run_id = g.parent_run_id AND child.group_id = g.group_id
+    GROUP BY g.parent_run_id, g.group_id
+    HAVING count(child.run_id) <> g.spawned
+        OR count(child.run_id) FILTER (WHERE child.ended_at IS NULL) <> g.pending
+        OR count(child.run_id) FILTER (WHERE child.status IN ('FAILED', 'CANCELED')) <> g.failed
+    UNION ALL
+    SELECT 'the group of ' || child.run_id || ' is not known' FROM runs child
+    LEFT JOIN subrun_groups g ON g.parent_run_id = child.parent_run_id AND g.group_id = child.group_id
+    WHERE child.parent_run_id IS NOT NULL AND g.group_id IS NULL
+    UNION ALL
+    SELECT run_id || ' has nobody who will ever wake it' FROM runs
+    WHERE ended_at IS NULL AND status <> 'PAUSED' AND next_tick_at IS NULL AND pending_subruns = 0
     UNION ALL
     SELECT child.run_id || ' was settled ' || count(settled.seq) || ' times' FROM runs child
     LEFT JOIN events settled ON settled.run_id = child.parent_run_id
