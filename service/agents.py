@@ -207,7 +207,8 @@ class Models:
         if status == 429 or status >= 500:
             raise _Transient(f"answered {status}", _retry_after_s(headers))
         if status != 200:
-            return GaveUp(f"the model's endpoint answered {status}: {self._without_key(_message_of(content))[:MAX_ERROR_CHARACTERS]}")
+            message = self._without_key(_message_of(content))[:MAX_ERROR_CHARACTERS]
+            return GaveUp(f"the model's endpoint answered {status}: {message}")
         if content is None:
             return GaveUp(f"the model's endpoint answered more than {MAX_ANSWER_BYTES} bytes")
         try:

@@ -29,6 +29,7 @@ from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
 from service.api.sight import Sight
 from service.api.snapshot import WARM_UP as READS
 from service.api.snapshot import Snapshots, Views
+from service.api.toolcalls import ToolBody, ToolCalls
 from service.api.workspaces import AgentBody, TokenBody, WorkspaceBody, WorkspacePatch, Workspaces
 from service.auth import Callers, Role
 from service.commits import WARM_UP as WRITES
@@ -57,7 +58,8 @@ def create_app(settings: Settings) -> Starlette:
     commits = Commits(database, announcer)
     runs = Runs(database, commits, rates, quotas, sight, announcer, Agents())
     snapshots = Snapshots(Views(database), rates, quotas, sight, following)
-    workspaces = Workspaces(database)
+    workspaces = Workspaces(database, settings)
+    tool_calls = ToolCalls(database, quotas, announcer)
     operations = Operations(database, client)
     description = Description(lambda: table)
 
@@ -84,6 +86,13 @@ def create_app(settings: Settings) -> Starlette:
         route("GET", "/api/runs/", runs.list, Role.VIEWER),
         route("GET", "/api/runs/{run_id}/", runs.get, Role.VIEWER),
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/runs/{run_id}/pause/", runs.pause, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/runs/{run_id}/resume/", runs.resume, Role.OPERATOR, ReasonBody),
+        route("GET", "/api/toolcalls/", tool_calls.list, Role.VIEWER),
+        route("POST", "/api/toolcalls/{tool_call_id}/approve/", tool_calls.approve, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/toolcalls/{tool_call_id}/reject/", tool_calls.reject, Role.OPERATOR, ReasonBody),
+        route("GET", "/api/workspaces/{workspace_id}/tools/", tool_calls.list_tools, Role.VIEWER),
+        administration("POST", "/api/workspaces/{workspace_id}/tools/", tool_calls.create_tool, ToolBody),
         administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
         administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
         administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),

@@ -1,7 +1,7 @@
 """The tool `http_get`: one GET of an allowed host, with bounds, and nothing besides.
 
-What it refuses: a host or port that the allow-list does not name exactly, another scheme than http and https, a URL with
-a user in it, redirects (they are told, never followed), and more than `MAX_BODY_BYTES` of body. The environment's
+What it refuses: a host or port that the allow-list does not name exactly, another scheme than http and https, a URL
+with a user in it, redirects (they are told, never followed), and more than `MAX_BODY_BYTES` of body. The environment's
 proxies are not used: they would be a host that the list does not name.
 """
 

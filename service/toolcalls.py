@@ -313,6 +313,12 @@ class Definitions:
     def __init__(self) -> None:
         self._known: dict[uuid.UUID, Mapping[str, Definition]] = {}
 
+    def known(self, workspace_id: uuid.UUID, names: Iterable[str]) -> dict[str, Definition] | None:
+        """Return the definitions of these names if all of them are remembered, without asking the database."""
+        known = self._known.get(workspace_id, DEFAULTS)
+        wanted = set(names)
+        return {name: known[name] for name in wanted} if wanted <= known.keys() else None
+
     async def find(
         self, connection: AsyncConnection, workspace_id: uuid.UUID, names: Iterable[str]
     ) -> dict[str, Definition]:

@@ -1,8 +1,8 @@
 """Tools: what a tool call may execute, by name, and how one execution is bounded.
 
 A tool is a name, a JSON Schema of its arguments, and a coroutine. Three are defined here and one in `http_get`; others
-are installed as entry points of the group `plimsoll.tools`, each an object of type `Tool`. A tool knows nothing of runs:
-who may have it executed is said by a definition (`toolcalls`), when it is executed by `outside`.
+are installed as entry points of the group `plimsoll.tools`, each an object of type `Tool`. A tool knows nothing of
+runs: who may have it executed is said by a definition (`toolcalls`), when it is executed by `outside`.
 
 A tool must be a coroutine that lets itself be cancelled: it shares its worker's thread with all others.
 """

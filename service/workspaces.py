@@ -257,6 +257,11 @@ class KnownAgent(NamedTuple):
     max_tool_calls: int = DEFAULT_MAX_TOOL_CALLS
 
     @property
+    def needs_means(self) -> bool:
+        """Whether its turns need more than its script; a script without tools never breaks its bounds but by itself."""
+        return self.model is not None or bool(self.tool_names) or len(self.script) > self.max_steps
+
+    @property
     def tool_names(self) -> set[str]:
         """The definitions that its runs may call."""
         named = {step.tool for step in self.script if step.tool is not None}

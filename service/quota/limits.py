@@ -20,6 +20,8 @@ class Limit(enum.StrEnum):
     LIVE_PARENT_RUNS = "live_parent_runs"  # cap on runs without a parent that are not final
     LIVE_RUNS = "live_runs"  # cap on runs that are not final, subruns included
     PENDING_SUBRUNS = "pending_subruns"  # cap on a run's subruns that are not final
+    PENDING_TOOL_CALLS = "pending_tool_calls"  # cap on tool calls that wait for approval
+    PENDING_TOOL_CALLS_PER_RUN = "pending_tool_calls_per_run"  # the same for one run
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Quota:
     live_parent_runs: int | None
     live_runs: int | None
     pending_subruns: int | None
+    pending_tool_calls: int | None
+    pending_tool_calls_per_run: int | None
 
 
 DEFAULT = Quota(
@@ -55,7 +59,16 @@ DEFAULT = Quota(
     live_parent_runs=5,
     live_runs=12,
     pending_subruns=4,
+    pending_tool_calls=6,
+    pending_tool_calls_per_run=1,
 )
 
-LIFTED = Quota(rates={}, live_parent_runs=None, live_runs=None, pending_subruns=None)
+LIFTED = Quota(
+    rates={},
+    live_parent_runs=None,
+    live_runs=None,
+    pending_subruns=None,
+    pending_tool_calls=None,
+    pending_tool_calls_per_run=None,
+)
 """What a calibration workspace is under: nothing, so that the system itself can be measured."""

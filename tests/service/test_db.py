@@ -10,7 +10,18 @@ from sqlalchemy import Connection
 
 from service.db import Base, Database, migrate
 
-EVERY_TABLE = {"agents", "events", "idempotency_keys", "runs", "steps", "tokens", "workspaces"}
+EVERY_TABLE = {
+    "agents",
+    "events",
+    "idempotency_keys",
+    "runs",
+    "steps",
+    "subrun_groups",
+    "tokens",
+    "tool_calls",
+    "tool_definitions",
+    "workspaces",
+}
 
 
 async def test_the_migrations_make_exactly_the_mapped_tables(database: Database) -> None:

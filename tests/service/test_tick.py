@@ -184,7 +184,7 @@ async def test_a_parent_waits_for_a_slow_child_and_takes_one_tick_more(tenant: T
     await drain(ticker)
     assert await tenant.statuses(parent, child) == ["WAITING_FOR_SUBRUN", "RUNNING"]
 
-    await tenant.write("UPDATE runs SET next_tick_at = now() WHERE run_id = :child", child=child)
+    await tenant.write("UPDATE runs SET next_tick_at = now(), step_due_at = now() WHERE run_id = :child", child=child)
     turns = await drain(ticker)
 
     assert turns == 2  # the child's step, then the parent's join
@@ -236,7 +236,9 @@ async def test_a_failed_child_fails_its_parent_and_takes_its_siblings_with_it(te
         "subrun_cancelled",
         "state_changed",
     ]
-    assert (await tenant.row(parent))["error_summary"] == "1 of 2 subruns ended FAILED or CANCELED (FAIL_FAST)"
+    assert (await tenant.row(parent))["error_summary"] == (
+        f"group group of {parent}: 1 of 2 subruns ended FAILED or CANCELED (WAIT_ALL, FAIL_FAST)"
+    )
     assert await tenant.faults() == []
 
 
