@@ -51,7 +51,8 @@ def spawned(parent: RunRow, child_run_id: uuid.UUID, group_id: str, wanted: Grou
     payload = {"child_run_id": child_run_id, "group_id": group_id}
     pen.step(StepKind.SUBRUN_SPAWN, payload)
     pen.event(EventType.SUBRUN_SPAWNED, payload)
-    _bring_forward(run, group, now)
+    pen.judge(group_id)
+    _bring_forward(run, run.groups[group_id], now)
     return pen.result()
 
 
@@ -99,7 +100,8 @@ def _bring_forward(run: RunRow, group: Group, now: dt.datetime) -> None:
     if run.status == RunStatus.PAUSED or (run.step_due_at is not None and run.step_due_at <= now):
         return
     instants = [run.next_tick_at, group.deadline_at if group.state == GroupState.WAITING else None]
-    if run.status == RunStatus.WAITING_FOR_SUBRUN and 1 < run.expected_subruns >= run.spawned_subruns:
+    others_may_fail = run.status == RunStatus.WAITING_FOR_SUBRUN and 1 < run.expected_subruns >= run.spawned_subruns
+    if group.state == GroupState.FAILED or others_may_fail:
         instants.append(now)
     run.next_tick_at = min((instant for instant in instants if instant is not None), default=None)
 

@@ -176,9 +176,11 @@ def why_failed(group: Group) -> str:
     if group.failed and (group.failure_policy == FailurePolicy.FAIL_FAST or group.need is None):
         policies = f"{group.join_policy}, {group.failure_policy}"
         return f"{name}: {group.failed} of {group.spawned} subruns ended FAILED or CANCELED ({policies})"
-    if group.need is not None and group.completed + group.pending < group.need:
-        return f"{name}: {group.join_policy} of {group.need} can no longer be met by {group.spawned} subruns: {counts}"
-    return f"{name}: waited {group.timeout_seconds:g} s for {group.join_policy} of {group.spawned} subruns: {counts}"
+    if group.deadline_at is not None and group.decided_at is not None and group.decided_at >= group.deadline_at:
+        return (
+            f"{name}: waited {group.timeout_seconds:g} s for {group.join_policy} of {group.spawned} subruns: {counts}"
+        )
+    return f"{name}: {group.join_policy} of {group.need} was out of reach of {group.spawned} subruns: {counts}"
 
 
 def why_waited_in_vain(expected: int, spawned: int, pending: int, max_wait_seconds: float) -> str:

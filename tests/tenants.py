@@ -17,6 +17,7 @@ from service.commits import Commits, Create, Spawn
 from service.db import Database
 from service.doorbell import Doorbell
 from service.quota.limits import LIFTED
+from service.tick import Claim, Ticker
 from service.workspaces import create_agent, create_workspace
 
 NO_METADATA = msgspec.Raw(b"{}")
@@ -181,6 +182,25 @@ FAULTS = """
     WHERE seq = last_seq AND ended_at IS NOT NULL AND (event_type <> 'state_changed' OR payload->>'to' <> status)
 """
 """One row for each way in which the stored facts contradict each other."""
+
+
+async def settle(ticker: Ticker, claims: list[Claim]) -> None:
+    """Do what a worker does with claims."""
+    await ticker.settle(claims, await ticker.outcomes(claims))
+
+
+async def drain(ticker: Ticker) -> int:
+    """Turn over until nothing is due; returns how many turns it took."""
+    turns = 0
+    while claims := await ticker.claim():
+        await settle(ticker, claims)
+        turns += 1
+    return turns
+
+
+async def expire_leases(tenant: Tenant) -> None:
+    """Let every lease end now."""
+    await tenant.write("UPDATE runs SET next_tick_at = now() - interval '1 ms' WHERE next_tick_at > now()")
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from service.advance import advance
 from service.pen import RunRow
 from service.runs import FINAL, IllegalTransition, RunStatus, StepKind
 from service.workspaces import DEFAULT_SCRIPT, ScriptStep
-from tests.runrows import NOW, at, changed, changes, child, group, row, running, subrun_ended, told, waiting
+from tests.runrows import NOW, at, changed, changes, child, row, running, subrun_ended, told, waiting
 
 
 def test_the_first_tick_starts_the_run_and_executes_its_first_step() -> None:
