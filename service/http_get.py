@@ -40,13 +40,19 @@ async def get(url: str, allow: Iterable[str]) -> dict[str, Any]:
                 "status": response.status_code,
                 "content_type": response.headers.get("content-type"),
                 "location": response.headers.get("location"),
-                "body": body.decode(response.charset_encoding or "utf-8", "replace"),
+                "body": _text(body, response.charset_encoding),
                 "truncated": truncated,
             }
     except httpx.HTTPError as fault:
         raise GetRefused(f"the request failed: {type(fault).__name__}") from None
+
+
+def _text(body: bytes, charset: str | None) -> str:
+    """Decode a body; what cannot be decoded is replaced, and a character set that nobody knows is taken for UTF-8."""
+    try:
+        return body.decode(charset or "utf-8", "replace")
     except LookupError:
-        raise GetRefused("the answer names a character set that is not known") from None
+        return body.decode("utf-8", "replace")
 
 
 async def _read(response: httpx.Response) -> tuple[bytes, bool]:

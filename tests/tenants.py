@@ -172,11 +172,11 @@ FAULTS = """
     SELECT 'tool calls of ' || run_id || ' are miscounted' FROM runs
     WHERE tool_calls <> (SELECT count(*) FROM tool_calls t WHERE t.run_id = runs.run_id)
     UNION ALL
-    SELECT 'tool call ' || tool_call_id || ' was told ' || count(seq) || ' times' FROM tool_calls t
+    SELECT 'tool call ' || t.tool_call_id || ' was told ' || count(seq) || ' times' FROM tool_calls t
     LEFT JOIN events e ON e.run_id = t.run_id AND e.payload->>'tool_call_id' = CAST(t.tool_call_id AS text)
         AND event_type IN ('tool_call_requested', 'tool_call_completed', 'tool_call_rejected')
     JOIN runs ON runs.run_id = t.run_id WHERE runs.ended_at IS NOT NULL
-    GROUP BY tool_call_id HAVING count(seq) <> 2
+    GROUP BY t.tool_call_id HAVING count(seq) <> 2
     UNION ALL
     SELECT 'something happened to ' || run_id || ' after its end' FROM runs JOIN events USING (run_id)
     WHERE seq = last_seq AND ended_at IS NOT NULL AND (event_type <> 'state_changed' OR payload->>'to' <> status)
