@@ -383,8 +383,8 @@ async def test_a_model_that_never_ends_is_ended(tenant: Tenant, endpoint: Endpoi
 
 async def test_a_model_that_thinks_holds_up_nobody_and_nobody_else_asks_it(tenant: Tenant, endpoint: Endpoint) -> None:
     endpoint.hold, endpoint.answers = asyncio.Event(), [completion("at last")]
-    outside = Outside(tenant.database, 0.2, endpoint.settings())
-    ticker = Ticker(tenant.database, tenant.announcer, Agents(), Tallies(), 0.2, outside)
+    outside = Outside(tenant.database, Settings.lease_s, endpoint.settings())
+    ticker = Ticker(tenant.database, tenant.announcer, Agents(), Tallies(), Settings.lease_s, outside)
     worker = Worker(tenant.database, ticker, sweep_interval_s=0.05)
     thinking = await tenant.run(await model_agent(tenant, endpoint))
     scripted = await tenant.runs(20)

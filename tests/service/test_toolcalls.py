@@ -331,7 +331,7 @@ async def test_a_cancelled_runs_tool_is_stopped_and_its_end_is_not_recorded(tena
 
 
 async def test_the_lease_of_a_running_tool_is_renewed(tenant: Tenant, ticker: Ticker) -> None:
-    outside = Outside(tenant.database, lease_s=0.3)
+    outside = Outside(tenant.database, lease_s=Settings.lease_s)
     run_id = await tenant.run(await tenant.agent({"kind": "TOOL_CALL", "tool": "sleep", "arguments": {"seconds": 20}}))
     await settle(ticker, await ticker.claim())
     (claim,) = await ticker.claim()
