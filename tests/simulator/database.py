@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime as dt
 import types
 import uuid
-from collections import namedtuple
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -25,7 +24,16 @@ from service.pen import NewStep, RunRow
 from service.runs import FINAL
 from tests.simulator.audit import Audit
 
-_Locked = namedtuple("_Locked", (*RUN_COLUMNS, "now"))  # type: ignore[misc]
+
+class _Locked(tuple[Any, ...]):
+    """A locked row: the columns of RUN_COLUMNS, and the instant."""
+
+    __slots__ = ()
+
+    @property
+    def run_id(self) -> uuid.UUID:
+        found: uuid.UUID = self[RUN_COLUMNS.index("run_id")]
+        return found
 
 
 @types.coroutine
@@ -150,7 +158,7 @@ class Connection:
 
     def _rows(self, run_ids: list[uuid.UUID]) -> list[Any]:
         found = sorted((self._runs[run_id] for run_id in run_ids), key=lambda run: (run.depth, run.run_id))
-        return [_Locked(*(getattr(run, name) for name in RUN_COLUMNS), self._now) for run in found]
+        return [_Locked((*(getattr(run, name) for name in RUN_COLUMNS), self._now)) for run in found]
 
     def _lock_live_children(self, asked: Any) -> list[Any]:
         below = [child for run_id in asked["run_ids"] for child in self._database.children.get(run_id, ())]

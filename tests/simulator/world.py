@@ -283,7 +283,7 @@ class World:
 
     def end(self) -> None:
         """Let the faults be over and everything come to its end; raises Broken when something does not."""
-        self.faults = NONE
+        self.faults, calm_since = NONE, self.now
         while self.callers:
             self.let_caller(0)
         for run in list(self.database.runs.values()):
@@ -295,7 +295,7 @@ class World:
             self._settle_all_due()
             if not self.live():
                 return
-            self._require_timely()
+            self._require_timely(calm_since)
             due = [run.next_tick_at for run in self.database.runs.values() if run.next_tick_at is not None]
             if not due:
                 break
@@ -318,17 +318,19 @@ class World:
             if round_ > 200:
                 raise Broken("there is no end to what is due")
 
-    def _require_timely(self) -> None:
-        """Require that no group of a run whose turns can be written is undecided long after its time."""
+    def _require_timely(self, calm_since: dt.datetime) -> None:
+        """Require that no group of a run whose turns can be written is undecided long after its time.
+
+        The last killed worker's lease must end first.
+        """
         allowed = dt.timedelta(seconds=LEASE_S + SWEEP_S)
         for run in self.database.runs.values():
-            may_have_turns = run.status not in (*FINAL, "PAUSED") and not run.vain_attempts
-            for group in run.groups.values() if may_have_turns else ():
-                if (
-                    group.state == "WAITING"
-                    and group.deadline_at is not None
-                    and group.deadline_at + allowed < self.now
-                ):
+            if run.status in (*FINAL, "PAUSED") or run.vain_attempts:
+                continue
+            for group in run.groups.values():
+                if group.state != "WAITING" or group.deadline_at is None:
+                    continue
+                if max(group.deadline_at, calm_since) + allowed < self.now:
                     raise Broken(f"run {run.run_id} slept past the deadline of {group}")
 
 
