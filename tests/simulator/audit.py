@@ -1,7 +1,7 @@
 """What must hold after every write, checked by somebody who knows the promises and not the engine.
 
 The audit recounts: it never reads a counter that it could count itself, and it has a table of legal ways of its own.
-A broken promise raises `Broken` at the very write that breaks it.
+A broken promise raises `Breach` at the very write that breaks it; the world turns it into `Broken`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ TELLS = {"subrun_completed": "COMPLETED", "subrun_failed": "FAILED", "subrun_can
 
 class Broken(AssertionError):
     """A promise of the engine does not hold."""
+
+
+class Breach(BaseException):
+    """The same, on its way out through the engine: no Exception, or that would take it for a fault of the database."""
 
 
 class History:
@@ -175,6 +179,6 @@ class Audit:
 
 
 def require(holds: bool, run: RunRow, what: str) -> None:
-    """Raise Broken with the run unless a promise holds."""
+    """Raise Breach with the run unless a promise holds."""
     if not holds:
-        raise Broken(f"run {run.run_id} {what}: {run}")
+        raise Breach(f"run {run.run_id} {what}: {run}")

@@ -31,7 +31,7 @@ from service.runs import FINAL, StepKind
 from service.tallies import Tallies
 from service.tick import Claim, Ticker
 from service.workspaces import Agents, ScriptStep
-from tests.simulator.audit import Broken
+from tests.simulator.audit import Breach, Broken
 from tests.simulator.database import MemoryDatabase, PlannedFault, switch
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -71,7 +71,7 @@ class _Ticker(Ticker):
 
     async def postpone(self, claim: Claim, fault: Exception) -> None:
         if not isinstance(fault, PlannedFault):
-            raise Broken(f"run {claim.run_id} could not be advanced: {fault!r}") from fault
+            raise Breach(f"run {claim.run_id} could not be advanced: {fault!r}") from fault
         await super().postpone(claim, fault)
 
 
@@ -203,6 +203,8 @@ class World:
             return False
         except ApiError:
             return False  # a caller was refused
+        except Breach as breach:
+            raise Broken(str(breach)) from None
         except Exception as fault:
             if is_outage(fault):
                 return False  # as a worker does: it is logged and the leases end
@@ -232,6 +234,12 @@ class World:
         for at in [at for at in self._late_rings if at <= self.now]:
             self._late_rings.remove(at)
             self.rng.choice(self.workers).belled = True
+
+    def close(self) -> None:
+        """Kill whoever is in the middle of something."""
+        for task in (*self.callers, *(worker.task for worker in self.workers)):
+            if task is not None:
+                task.close()
 
     # ---- a whole episode ---------------------------------------------------------------------------------------------
 
@@ -347,5 +355,7 @@ def simulate(seed: int, steps: int, episode: int = 400) -> int:
             world.end()
         except Broken as broken:
             raise Broken(f"seed {seed + number}: {broken}") from broken
+        finally:
+            world.close()
         taken += world.steps
     raise AssertionError
