@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from service.changes import GroupOptions
 from service.joins import FailurePolicy, JoinPolicy
 from tests.simulator.audit import Broken
-from tests.simulator.test_mutants import MUTANTS, mutated
+from tests.simulator.mutants import MUTANTS, mutated
 from tests.simulator.world import NONE, SCRIPTS, World
 
 scripts = st.integers(0, len(SCRIPTS) - 1)
