@@ -18,6 +18,10 @@ PYTHON ?=
 # hundred are worth only some dozen independent ones on a busy machine; 320 runs leave room for that.
 REPORT_RUNS ?= 320
 
+# How long the simulator runs, and from which seed: `make test` takes a hundred thousand steps, a night ten million.
+STEPS ?= 1000000
+SEED ?= 0
+
 # More arguments for pytest, for example PYTEST_ARGS='tests/harness -q'.
 PYTEST_ARGS ?=
 
@@ -106,6 +110,10 @@ bench: $(STAMP) ## The service's paths, the harness and the analysis as ratios t
 .PHONY: test
 test: $(STAMP) ## Every test that needs no special machine, real PostgreSQL and Redis included
 	@$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: simulate
+simulate: $(STAMP) ## The engine in a world of faults: make simulate STEPS=10000000 SEED=0
+	@$(PY) -m tests.simulator --steps $(STEPS) --seed $(SEED)
 
 .PHONY: check
 check: $(STAMP) ## Lint, format, types, import layers, docs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ async def test_the_first_success_of_several_wins_and_the_losers_end_with_the_par
 ) -> None:
     slow, failing = await tenant.agent(SLOW), await tenant.agent(FAILING)
     parent = await tenant.run(expected_subruns=3)
-    race = {"group_id": "race", "join_policy": ANY, "failure_policy": CANCEL}
+    race: dict[str, Any] = {"group_id": "race", "join_policy": ANY, "failure_policy": CANCEL}
     children = [await tenant.spawn(parent, agent, **race) for agent in (failing, slow, slow)]
     await drain(ticker)
     assert await tenant.statuses(parent, *children) == ["WAITING_FOR_SUBRUN", "FAILED", "RUNNING", "RUNNING"]
@@ -92,7 +93,7 @@ async def test_leftovers_of_other_policies_run_on_until_the_parent_ends(tenant: 
 async def test_a_quorum_that_can_no_longer_be_met_fails_the_parent_at_once(tenant: Tenant, ticker: Ticker) -> None:
     slow, failing = await tenant.agent(SLOW), await tenant.agent(FAILING)
     parent = await tenant.run(slow, expected_subruns=3)
-    two_of_three = {"group_id": "votes", "join_policy": QUORUM, "quorum": 2, "failure_policy": CANCEL}
+    two_of_three: dict[str, Any] = {"group_id": "votes", "join_policy": QUORUM, "quorum": 2, "failure_policy": CANCEL}
     children = [await tenant.spawn(parent, agent, **two_of_three) for agent in (slow, failing, failing)]
 
     await drain(ticker)
@@ -121,7 +122,12 @@ async def test_a_timeout_fires_with_every_child_hung(tenant: Tenant, failure: Fa
     ticker = Watched(tenant)
     slow = await tenant.agent(SLOW)
     parent = await tenant.run(expected_subruns=2)
-    hung = {"group_id": "hung", "join_policy": TIMEOUT, "timeout_seconds": 0.2, "failure_policy": failure}
+    hung: dict[str, Any] = {
+        "group_id": "hung",
+        "join_policy": TIMEOUT,
+        "timeout_seconds": 0.2,
+        "failure_policy": failure,
+    }
     children = [await tenant.spawn(parent, slow, **hung) for _ in range(2)]
 
     async with working(Worker(tenant.database, ticker, NEVER_S)):
@@ -181,7 +187,7 @@ async def test_the_options_of_a_group_are_fixed_by_its_first_spawn(tenant: Tenan
 
 async def test_spawns_that_race_for_the_first_place_in_a_group_agree_on_its_options(tenant: Tenant) -> None:
     parent = await tenant.run(await tenant.agent(SLOW))
-    wanted = [
+    wanted: list[dict[str, Any]] = [
         {"join_policy": ANY},
         {"join_policy": QUORUM, "quorum": 2},
         {"join_policy": TIMEOUT, "timeout_seconds": 9.0},
