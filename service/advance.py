@@ -64,11 +64,8 @@ def advance(
         pen.end(RunStatus.FAILED, pen.why_failed(), cancelled)
     elif turn.tool_call is not None and pen.step_is_due:
         _observe(pen, turn.tool_call, script, means, cancelled)
-    elif status in WITH_STEPS and pen.step_is_due and _must_wait_for_room(pen, script, means):
-        pen.run.step_due_at = now + LOOK_FOR_ROOM
-    elif status in WITH_STEPS and pen.step_is_due and not (means.is_model and means.move is None):
-        pen.tick()
-        _execute(pen, script, means, cancelled)
+    elif status in WITH_STEPS and pen.step_is_due:
+        _take_step(pen, script, means, cancelled)
     elif status is RunStatus.WAITING_FOR_SUBRUN and decision is Decision.RESUME:
         pen.tick()
         pen.change_status(RunStatus.RUNNING)
@@ -79,6 +76,17 @@ def advance(
         pen.count(cancelled)
         pen.schedule()
     return pen.result()
+
+
+def _take_step(pen: Pen, script: Sequence[ScriptStep], means: Means, cancelled: Sequence[RunRow]) -> None:
+    """Execute a step, unless it must wait; a wait is no tick."""
+    if means.is_model and means.move is None:  # nothing was found out for it
+        return
+    if _must_wait_for_room(pen, script, means):
+        pen.run.step_due_at = pen.now + LOOK_FOR_ROOM
+        return
+    pen.tick()
+    _execute(pen, script, means, cancelled)
 
 
 def _execute(pen: Pen, script: Sequence[ScriptStep], means: Means, cancelled: Sequence[RunRow]) -> None:
@@ -120,8 +128,9 @@ def _follow(pen: Pen, script: Sequence[ScriptStep], cancelled: Sequence[RunRow])
 
 def _go_on(pen: Pen, script: Sequence[ScriptStep], cancelled: Sequence[RunRow]) -> None:
     """Say when the script's next step is due, or reach the join when it has none."""
-    if pen.run.script_position < len(script):
-        pen.run.step_due_at = pen.now + _latency(script[pen.run.script_position])
+    run = pen.run
+    if run.script_position < len(script):
+        run.step_due_at = pen.now + _latency(script[run.script_position])
     else:
         _reach_join(pen, cancelled)
 

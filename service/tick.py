@@ -180,9 +180,13 @@ class Ticker:
 
     async def outcomes(self, claims: Sequence[Claim]) -> Outcomes:
         """Find out what each claimed run does next, outside of any transaction; tools and models run side by side."""
+        at_once, outside = await self.part(claims)
         agents = await self._find_agents(claims)
-        found = await asyncio.gather(*(self._outcome(claim, agents[claim.agent_id]) for claim in claims))
-        return {claim.run_id: outcome for claim, outcome in zip(claims, found, strict=True)}
+        found = {claim.run_id: await self._outcome(claim, agents[claim.agent_id]) for claim in at_once}
+        if outside:
+            waited = await asyncio.gather(*(self._outcome(claim, agents[claim.agent_id]) for claim in outside))
+            found |= {claim.run_id: outcome for claim, outcome in zip(outside, waited, strict=True)}
+        return found
 
     async def hand_back(self, claims: Sequence[Claim], delay_s: float) -> None:
         """Let somebody else claim these runs after a while: this worker waits for enough tools and models."""

@@ -75,9 +75,7 @@ async def tenant(database_url: str, redis_url: str) -> AsyncIterator[Tenant]:
     database = Database(database_url)
     async with open_tenant(database, redis_url) as tenant:
         async with database.begin() as connection:
-            await create_definition(
-                connection, tenant.workspace_id, "effect", "http_get", "SAFE", timeout_seconds=30
-            )
+            await create_definition(connection, tenant.workspace_id, "effect", "http_get", "SAFE", timeout_seconds=30)
         yield tenant
     await database.close()
 

@@ -24,9 +24,9 @@ from service.toolcalls import UNKNOWN_END, create_definition
 from service.workspaces import Agents, create_agent
 from tests.tenants import Tenant, drain, settle
 
-ECHO = {"kind": "TOOL_CALL", "tool": "echo", "arguments": {"say": "hello"}}
-GUARDED = {"kind": "TOOL_CALL", "tool": "guarded", "arguments": {"say": "may I?"}}
-LAST = {"kind": "MESSAGE"}
+ECHO: dict[str, Any] = {"kind": "TOOL_CALL", "tool": "echo", "arguments": {"say": "hello"}}
+GUARDED: dict[str, Any] = {"kind": "TOOL_CALL", "tool": "guarded", "arguments": {"say": "may I?"}}
+LAST: dict[str, Any] = {"kind": "MESSAGE"}
 OPERATOR = Caller(uuid.UUID(int=7), None, Role.OPERATOR, None)
 
 

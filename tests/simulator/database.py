@@ -140,7 +140,8 @@ class Connection:
             waited = (self._now - (run.next_tick_at or self._now)).total_seconds()
             run.epoch += 1
             run.next_tick_at = self._now + dt.timedelta(seconds=asked["lease_s"])
-            claimed.append((run.run_id, run.parent_run_id, run.agent_id, run.epoch, waited))
+            more = (run.status, run.script_position, run.tool_call_id)
+            claimed.append((run.run_id, run.parent_run_id, run.agent_id, run.epoch, waited, *more))
         return claimed
 
     def _postpone(self, asked: Any) -> list[Any]:
@@ -228,7 +229,7 @@ def _accepted(run: dict[str, Any], now: dt.datetime) -> RunRow:
     defaults = {
         **dict.fromkeys(RUN_COLUMNS),
         **dict.fromkeys(("spawned_subruns", "pending_subruns", "failed_subruns", "script_position"), 0),
-        **dict.fromkeys(("step_count", "ticks", "epoch", "vain_attempts"), 0),
+        **dict.fromkeys(("tool_calls", "step_count", "ticks", "epoch", "vain_attempts"), 0),
         "status": "PENDING",
         "last_seq": 1,
         "next_tick_at": now,

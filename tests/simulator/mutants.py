@@ -30,7 +30,7 @@ class Mutant(NamedTuple):
 MUTANTS = [
     Mutant(
         "nobody makes the run due for its next step",
-        advance._execute,
+        advance._go_on,
         "run.step_due_at = pen.now + _latency(script[run.script_position])",
         "run.step_due_at = None",
     ),
@@ -42,7 +42,7 @@ MUTANTS = [
     ),
     Mutant(
         "the cursor of the script counts all steps, spawns too",
-        advance._execute,
+        advance._follow,
         "step = script[run.script_position]",
         "step = script[min(run.step_count, len(script) - 1)]",
     ),

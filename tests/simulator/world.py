@@ -30,7 +30,7 @@ from service.quota.limits import LIFTED
 from service.runs import FINAL, StepKind
 from service.tallies import Tallies
 from service.tick import Claim, Ticker
-from service.workspaces import Agents, ScriptStep
+from service.workspaces import Agents, KnownAgent, ScriptStep
 from tests.simulator.audit import Breach, Broken
 from tests.simulator.database import MemoryDatabase, PlannedFault, switch
 
@@ -113,7 +113,7 @@ class World:
         database: Any = self.database
         agents = Agents()
         for number, script in enumerate(SCRIPTS):
-            agents._known[uuid.UUID(int=number)] = WORKSPACE, script
+            agents._known[uuid.UUID(int=number)] = KnownAgent(WORKSPACE, script)
             self.database.audit.scripts[uuid.UUID(int=number)] = script
         self.ticker = _Ticker(database, announcer, agents, Tallies(), LEASE_S)
         self.commits = Commits(database, announcer)
