@@ -96,7 +96,7 @@ def _base_url(environment: Mapping[str, str], name: str) -> str | None:
     except ValueError:
         sound = False
     if not sound:
-        raise ConfigurationError(f"{name}={url!r}: give an URL such as https://example.org/v1, without user and query")
+        raise ConfigurationError(f"{name}: give a URL such as https://example.org/v1, without user and query")
     return url.rstrip("/")
 
 

@@ -425,3 +425,26 @@ async def test_a_script_that_calls_what_cannot_be_called_is_refused(
     with pytest.raises(Invalid) as refused:
         await tenant.agent(step)
     assert refused.value.extensions["field"] == field
+
+
+async def test_a_tool_that_was_started_before_a_pause_goes_on_and_is_observed_after_the_resume(
+    tenant: Tenant, ticker: Ticker
+) -> None:
+    outside = Outside(tenant.database, lease_s=0.05)
+    run_id = await tenant.run(await tenant.agent({"kind": "TOOL_CALL", "tool": "sleep", "arguments": {"seconds": 0.3}}))
+    await settle(ticker, await ticker.claim())
+    (claim,) = await ticker.claim()
+    running = asyncio.create_task(outside.run_tool(claim.run_id, claim.epoch))
+    await until_started(tenant, run_id)
+    async with tenant.database.begin() as connection:
+        await pause_run(connection, run_id)
+
+    await running
+
+    assert (await tenant.status(run_id), (await call_of(tenant, run_id))["status"]) == ("PAUSED", "COMPLETED")
+    async with tenant.database.begin() as connection:
+        await resume_run(connection, run_id)
+    await drain(ticker)
+    assert (await observation(tenant, run_id))["result"] == {"slept_s": 0.3}
+    assert await tenant.status(run_id) == "COMPLETED"
+    assert await tenant.faults() == []
