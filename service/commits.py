@@ -35,7 +35,7 @@ from service.errors import ApiError, IllegalState, InFlight, Invalid, NotFound, 
 from service.events import APPEND_EVENTS, EventType, NewEvent
 from service.grouping import Grouping
 from service.joins import Group
-from service.ledger import GROUP_COLUMNS, RUN_COLUMNS, WRITE_GROUPS
+from service.ledger import GROUP_COLUMNS, RUN_COLUMNS
 from service.pen import NewStep, RunRow
 from service.quota.caps import COUNT, LOCK, Held, lock_and_count
 from service.quota.limits import Quota
@@ -133,6 +133,20 @@ INSERT_RUNS = """
         AS r(run_id uuid, workspace_id uuid, agent_id uuid, parent_run_id uuid, depth int, correlation_id uuid,
              input_text text, channel text, metadata jsonb, group_id text, expected_subruns int,
              max_wait_seconds float8)
+"""
+
+WRITE_GROUPS = """
+    INSERT INTO subrun_groups AS g (parent_run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
+                                    deadline_at, spawned, pending, failed, state, decided_at)
+    SELECT parent_run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
+           deadline_at, spawned, pending, failed, state, decided_at
+    FROM json_to_recordset(CAST(:groups AS json))
+        AS n(parent_run_id uuid, group_id text, join_policy text, failure_policy text, quorum int,
+             timeout_seconds float8, deadline_at timestamptz, spawned int, pending int, failed int, state text,
+             decided_at timestamptz)
+    ON CONFLICT (parent_run_id, group_id) DO UPDATE SET
+        deadline_at = excluded.deadline_at, spawned = excluded.spawned, pending = excluded.pending,
+        failed = excluded.failed, state = excluded.state, decided_at = excluded.decided_at
 """
 
 WRITE_CREATES = text(f"WITH r AS ({INSERT_RUNS}), e AS ({APPEND_EVENTS}) SELECT now()")

@@ -91,20 +91,14 @@ _WRITTEN = {
 }
 """The columns that a ledger writes, with their types."""
 
-WRITE_GROUPS = """
-    INSERT INTO subrun_groups AS g (parent_run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
-                                    deadline_at, spawned, pending, failed, state, decided_at)
-    SELECT parent_run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
-           deadline_at, spawned, pending, failed, state, decided_at
-    FROM json_to_recordset(CAST(:groups AS json))
-        AS n(parent_run_id uuid, group_id text, join_policy text, failure_policy text, quorum int,
-             timeout_seconds float8, deadline_at timestamptz, spawned int, pending int, failed int, state text,
-             decided_at timestamptz)
-    ON CONFLICT (parent_run_id, group_id) DO UPDATE SET
-        deadline_at = excluded.deadline_at, spawned = excluded.spawned, pending = excluded.pending,
-        failed = excluded.failed, state = excluded.state, decided_at = excluded.decided_at
-"""
-"""The one statement that writes groups, for use inside a transaction's set statement."""
+_WRITTEN_OF_GROUPS = {
+    "deadline_at": "timestamptz",
+    "pending": "int",
+    "failed": "int",
+    "state": "text",
+    "decided_at": "timestamptz",
+}
+"""The columns of groups that a ledger writes, with their types; the others change by spawns alone (`commits`)."""
 
 _CHANGE_RUNS = f"""
     changed AS (
@@ -121,7 +115,16 @@ _CHANGE_RUNS = f"""
 """  # noqa: S608 - the columns are those above
 
 _WRITE = text(f"WITH {_CHANGE_RUNS} {APPEND_EVENTS}")
-_WRITE_WITH_GROUPS = text(f"WITH {_CHANGE_RUNS}, grouped AS ({WRITE_GROUPS}) {APPEND_EVENTS}")
+_WRITE_WITH_GROUPS = text(f"""
+    WITH {_CHANGE_RUNS}, grouped AS (
+        UPDATE subrun_groups g SET {", ".join(f"{name} = new.{name}" for name in _WRITTEN_OF_GROUPS)}
+        FROM json_to_recordset(CAST(:groups AS json))
+            AS new(parent_run_id uuid, group_id text,
+                   {", ".join(f"{name} {its_type}" for name, its_type in _WRITTEN_OF_GROUPS.items())})
+        WHERE g.parent_run_id = new.parent_run_id AND g.group_id = new.group_id
+    )
+    {APPEND_EVENTS}
+""")  # noqa: S608 - the columns are those above
 
 
 class Written(NamedTuple):

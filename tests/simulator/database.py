@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import types
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -192,17 +192,22 @@ class Connection:
             stored = self._runs[run.run_id]
             for name in ledger._WRITTEN:
                 setattr(stored, name, getattr(run, name))
-        changes = self._put_groups(asked.get("groups", "[]"))
+        changes = self._put_groups(asked.get("groups", "[]"), tuple(ledger._WRITTEN_OF_GROUPS))
         events = msgspec.json.decode(asked["events"], type=list[NewEvent])
         self._database.audit.changed(self._now, before, steps, events, changes)
         return []
 
-    def _put_groups(self, encoded: str) -> list[tuple[Group | None, Group]]:
+    def _put_groups(self, encoded: str, columns: Sequence[str] = ()) -> list[tuple[Group | None, Group]]:
+        """Write groups, or only some columns of groups that exist; returns each as it was and as it is."""
         changes = []
-        for group in msgspec.json.decode(encoded, type=list[Group]):
-            groups = self._runs[group.parent_run_id].groups
-            changes.append((groups.get(group.group_id), group))
-            groups[group.group_id] = group
+        for new in msgspec.json.decode(encoded, type=list[Group]):
+            groups = self._runs[new.parent_run_id].groups
+            old = groups.get(new.group_id)
+            if columns:
+                assert old is not None
+                new = msgspec.structs.replace(old, **{name: getattr(new, name) for name in columns})
+            changes.append((old, new))
+            groups[new.group_id] = new
         return changes
 
     def _accept(self, asked: Any) -> list[Any]:
