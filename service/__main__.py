@@ -109,7 +109,8 @@ def _administer(given: argparse.Namespace, settings: Settings) -> dict[str, Any]
         case "workspace", "create":
             return administration.make_workspace(settings, given.name, given.quota_class)
         case "agent", "create":
-            return administration.make_agent(settings, given.workspace, given.name, given.script)
+            bounds = (given.max_steps, given.max_tool_calls)
+            return administration.make_agent(settings, given.workspace, given.name, given.script, given.model, *bounds)
         case "token", "create":
             return administration.make_token(settings, given.workspace, given.role, given.expires_days)
         case "token", "revoke":

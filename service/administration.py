@@ -9,7 +9,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy.exc import ProgrammingError
@@ -20,6 +20,8 @@ from service.db import Database, is_outage, migrate
 from service.errors import BadUsage, ConfigurationError, PlimsollError
 from service.settings import Settings
 from service.workspaces import create_agent, create_workspace
+
+Json = TypeVar("Json")
 
 UNDEFINED_TABLE = "42P01"  # PostgreSQL manual, appendix A
 REFUSED = ("28", "3D")  # the same: no such user or wrong password, no such database
@@ -48,12 +50,30 @@ def make_workspace(settings: Settings, name: str, quota_class: str) -> dict[str,
     return _in_one_transaction(settings, work)
 
 
-def make_agent(settings: Settings, workspace_id: uuid.UUID, name: str, script: str | None) -> dict[str, Any]:
-    """Make an agent; `script` is JSON or the path of a file with JSON. Returns its id."""
-    steps = None if script is None else _read_script(script)
+def make_agent(
+    settings: Settings,
+    workspace_id: uuid.UUID,
+    name: str,
+    script: str | None,
+    model: str | None = None,
+    max_steps: int | None = None,
+    max_tool_calls: int | None = None,
+) -> dict[str, Any]:
+    """Make an agent; `script` or `model` is JSON or the path of a file with JSON. Returns its id."""
+    steps = None if script is None else _read_json(script, "--script", list[dict[str, Any]])
+    spec = None if model is None else _read_json(model, "--model", dict[str, Any])
 
     async def work(connection: AsyncConnection) -> dict[str, Any]:
-        agent_id = await create_agent(connection, workspace_id, name, steps)
+        agent_id = await create_agent(
+            connection,
+            workspace_id,
+            name,
+            steps,
+            model=spec,
+            max_steps=max_steps,
+            max_tool_calls=max_tool_calls,
+            settings=settings,
+        )
         return {"agent_id": str(agent_id), "workspace_id": str(workspace_id), "name": name}
 
     return _in_one_transaction(settings, work)
@@ -86,20 +106,20 @@ def take_token_back(settings: Settings, token_or_prefix: str) -> dict[str, Any]:
     return _in_one_transaction(settings, work)
 
 
-def _read_script(text: str) -> list[dict[str, Any]]:
-    """Return a script given as JSON or as the path of a file; its steps are checked where it is used."""
+def _read_json(text: str, flag: str, kind: type[Json]) -> Json:
+    """Return what a flag gives as JSON or as the path of a file; what it means is checked where it is used."""
     if not text.lstrip().startswith(("[", "{")):
         try:
             text = Path(text).read_text()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise BadUsage(f"--script: cannot read {text}: {reason}") from None
+            raise BadUsage(f"{flag}: cannot read {text}: {reason}") from None
     try:
-        return msgspec.json.decode(text, type=list[dict[str, Any]])
+        return msgspec.json.decode(text, type=kind)
     except msgspec.DecodeError as error:
-        raise BadUsage(f"--script: {error}") from None
+        raise BadUsage(f"{flag}: {error}") from None
     except RecursionError:
-        raise BadUsage("--script: it is nested too deeply") from None
+        raise BadUsage(f"{flag}: it is nested too deeply") from None
 
 
 def _in_one_transaction(

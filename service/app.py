@@ -32,6 +32,7 @@ from service.api.sight import Sight
 from service.api.snapshot import WARM_UP as READS
 from service.api.snapshot import Snapshots, Views
 from service.api.tickets import TicketBody, TicketOffice
+from service.api.toolcalls import ToolBody, ToolCalls
 from service.api.workspaces import AgentBody, TokenBody, WorkspaceBody, WorkspacePatch, Workspaces
 from service.archive import Folder
 from service.auth import Caller, Callers, Role
@@ -70,7 +71,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     commits = Commits(database, announcer)
     runs = Runs(database, commits, rates, quotas, sight, announcer, Agents())
     snapshots = Snapshots(Views(database), rates, quotas, sight, following)
-    workspaces = Workspaces(database)
+    workspaces = Workspaces(database, settings)
+    tool_calls = ToolCalls(database, quotas, announcer)
     operations = Operations(database, client)
     description = Description(lambda: table)
     archives = Archives(database, Folder(settings.archive_dir))
@@ -109,6 +111,13 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         route("GET", "/api/runs/", runs.list, Role.VIEWER),
         route("GET", "/api/runs/{run_id}/", runs.get, Role.VIEWER),
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/runs/{run_id}/pause/", runs.pause, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/runs/{run_id}/resume/", runs.resume, Role.OPERATOR, ReasonBody),
+        route("GET", "/api/toolcalls/", tool_calls.list, Role.VIEWER),
+        route("POST", "/api/toolcalls/{tool_call_id}/approve/", tool_calls.approve, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/toolcalls/{tool_call_id}/reject/", tool_calls.reject, Role.OPERATOR, ReasonBody),
+        route("GET", "/api/workspaces/{workspace_id}/tools/", tool_calls.list_tools, Role.VIEWER),
+        administration("POST", "/api/workspaces/{workspace_id}/tools/", tool_calls.create_tool, ToolBody),
         route("GET", "/api/runs/{run_id}/archives/", archives.list, Role.VIEWER),
         route("GET", "/api/archives/{archive_id}/download/", archives.download, Role.VIEWER),
         route("POST", "/api/ws-tickets/", office.issue, Role.VIEWER, TicketBody),

@@ -102,7 +102,26 @@ def _add_administration(commands: argparse._SubParsersAction[Parser]) -> None:
         "--script", metavar="FILE|JSON", help='the steps of each run, such as \'[{"kind": "MODEL_CALL", "latency_ms":'
         ' 500}]\' (latency in milliseconds), or a file with them (default: MODEL_CALL, then OBSERVATION)',
     )  # fmt: skip
-    agent.set_defaults(flags={"name": "--name", "script": "--script", "workspace_id": "--workspace"})
+    agent.add_argument(
+        "--model",
+        metavar="JSON|FILE",
+        help="a model behind a chat-completions endpoint, instead of a script: "
+        '\'{"model": "NAME", "base_url": "https://…/v1", "system_prompt": "…", "tools": ["echo"]}\'',
+    )
+    agent.add_argument("--max-steps", type=int, metavar="N", help="most steps of a run (default 50, or what it needs)")
+    agent.add_argument(
+        "--max-tool-calls", type=int, metavar="N", help="most tool calls of a run (default 20, or what it needs)"
+    )
+    agent.set_defaults(
+        flags={
+            "name": "--name",
+            "script": "--script",
+            "workspace_id": "--workspace",
+            "model": "--model",
+            "max_steps": "--max-steps",
+            "max_tool_calls": "--max-tool-calls",
+        }
+    )
     _add_json(agent)
 
     tokens = _verbs(commands, "token", "make and revoke tokens")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 
@@ -30,6 +30,11 @@ class Settings:
     archive_after_days: float = 30.0  # PLIMSOLL_ARCHIVE_AFTER_DAYS: how long after its end a worker archives a run
     archive_compact_events: str = ""  # PLIMSOLL_ARCHIVE_COMPACT_EVENTS: types that a worker then deletes; none: none
     allowed_origins: frozenset[str] = frozenset()  # PLIMSOLL_ALLOWED_ORIGINS: pages that may open sockets, besides ours
+    http_get_allow: tuple[str, ...] = ()  # PLIMSOLL_HTTP_GET_ALLOW: host or host:port that the tool http_get may ask
+    model_base_url: str | None = None  # PLIMSOLL_MODEL_BASE_URL: of agents that do not name an endpoint of their own
+    model_key: str | None = field(default=None, repr=False)  # PLIMSOLL_MODEL_KEY: sent to allowed endpoints only
+    model_allow: tuple[str, ...] = ()  # PLIMSOLL_MODEL_ALLOW: further hosts or host:port that agents may name
+    model_timeout_s: float = 120.0  # PLIMSOLL_MODEL_TIMEOUT_S: longest wait for one answer of a model
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -52,6 +57,11 @@ class Settings:
             archive_after_days=_days(environment, "PLIMSOLL_ARCHIVE_AFTER_DAYS", cls.archive_after_days),
             archive_compact_events=environment.get("PLIMSOLL_ARCHIVE_COMPACT_EVENTS", cls.archive_compact_events),
             allowed_origins=_origins(environment),
+            http_get_allow=_hosts(environment, "PLIMSOLL_HTTP_GET_ALLOW"),
+            model_base_url=_base_url(environment, "PLIMSOLL_MODEL_BASE_URL"),
+            model_key=_secret(environment, "PLIMSOLL_MODEL_KEY"),
+            model_allow=_hosts(environment, "PLIMSOLL_MODEL_ALLOW"),
+            model_timeout_s=_positive(environment, "PLIMSOLL_MODEL_TIMEOUT_S", cls.model_timeout_s),
         )
 
 
@@ -89,6 +99,48 @@ def parse_days(text: str) -> float:
     if not 0 <= value <= MOST_DAYS:
         raise ValueError(f"give a number of days from 0 to {MOST_DAYS}")
     return value
+
+
+def _hosts(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """Return a comma-separated list of hosts, each with an optional port and scheme."""
+    entries = tuple(entry.strip().rstrip("/") for entry in environment.get(name, "").split(",") if entry.strip())
+    for entry in entries:
+        try:
+            parts = urlsplit(entry if "://" in entry else f"//{entry}")
+            sound = bool(parts.hostname) and parts.scheme in ("", "http", "https") and parts.port != 0
+            sound = sound and not (parts.path or parts.query or parts.fragment or "@" in entry or "*" in entry)
+        except ValueError:
+            sound = False
+        if not sound:
+            raise ConfigurationError(
+                f"{name} holds {entry!r}: give hosts such as example.org, example.org:8443 or http://127.0.0.1:8000,"
+                " separated by commas; there are no wildcards"
+            )
+    return entries
+
+
+def _base_url(environment: Mapping[str, str], name: str) -> str | None:
+    """Return an http or https URL, without the slash at its end."""
+    url = environment.get(name, "").strip()
+    if not url:
+        return None
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+        sound = sound and parts.port != 0 and not (parts.query or parts.fragment)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ConfigurationError(f"{name}: give a URL such as https://example.org/v1, without user and query")
+    return url.rstrip("/")
+
+
+def _secret(environment: Mapping[str, str], name: str) -> str | None:
+    """Return a secret that can stand in a header; it is never shown."""
+    secret = environment.get(name, "").strip()
+    if not (secret.isascii() and secret.isprintable()):
+        raise ConfigurationError(f"{name}: give printable ASCII characters only (its value is not shown)")
+    return secret or None
 
 
 def _log_level(environment: Mapping[str, str]) -> str:

@@ -7,17 +7,18 @@ Overview
     claim    one statement takes the runs that have been due longest, passing over rows that others hold. It raises
              each run's `epoch` and moves its `next_tick_at` to the end of a lease.
     outcome  whatever happens outside the database, in no transaction, under the lease. A scripted agent asks nobody:
-             its outcome is the script itself, read once per process. A model's answer belongs here.
+             its outcome is the script itself, read once per process. A tool that runs and a model that answers belong
+             here (`outside`); their leases are renewed, and the worker lets them wait in a lane of their own.
     settle   one transaction locks the batch and the parents of its runs, checks each epoch, decides each turn anew
              from the locked rows (`advance`), and writes all of them with one statement. Then, after the commit, the
              events are published, and other workers are rung if more is due than this one takes.
 
 States of a run, as its row tells them
-    parked   next_tick_at is null: it waits for a child's end or a caller
-    later    next_tick_at is ahead: a step's latency, the bound of a wait
+    parked   next_tick_at is null: it waits for a child's end or a caller, or is paused
+    later    next_tick_at is ahead: a step's latency, the bound of a wait, a group's deadline
     due      next_tick_at has passed: anybody may claim it
     claimed  next_tick_at is the end of a lease. Nothing else marks a claim, so nothing has to be undone when a worker
-             dies: the run becomes due by itself.
+             dies: the run becomes due by itself. When its step is due stands in step_due_at, which no claim changes.
 
 Invariants
     1. A step is written only in a transaction that holds the run's row lock and finds the epoch that it claimed.
@@ -35,28 +36,40 @@ Failures
     A worker stalls past its lease: its batch is fenced by invariant 1 and counted, and it goes on.
     Redis is away: nobody is rung; the sweeper (`worker`) finds what is due.
     PostgreSQL is away: the batch is dropped, its leases end.
-    One run cannot be written, because of a bug: the batch is replayed one by one; the culprit is logged, and becomes
-    due again after a delay that doubles with every vain claim, so it neither stalls its neighbours nor keeps a worker
-    busy.
+    One run cannot be turned over: because of a bug the batch cannot be written, and is replayed one by one to find it;
+    or what it asked of the outside did not answer (`postpone`). It is logged and becomes due again after a delay that
+    doubles, so it neither stalls its neighbours nor keeps a worker busy. The vain attempts in a row are counted on its
+    row; with the last of MOST_ATTEMPTS the run FAILS and says so. Outages of the database are not counted: nothing can
+    be written about them, and they are nobody's fault.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import msgspec
 import structlog
 from sqlalchemy import text
 
 from service.advance import advance
 from service.announce import Announcer
-from service.db import Database, is_outage
-from service.families import advance_family, leaves_orphans
+from service.db import Database, is_outage, rows
+from service.families import advance_family, fail_run
 from service.ledger import Ledger
+from service.outside import Outside
+from service.pen import WITH_STEPS
+from service.quota.caps import tool_calls_left
+from service.quota.inforce import Quotas
+from service.quota.limits import Quota
+from service.runs import new_id
 from service.tallies import Tallies
-from service.workspaces import Agents, ScriptStep
+from service.toolcalls import Definition, Definitions, ToolCallStatus
+from service.turns import PLAIN, Means
+from service.workspaces import Agents, KnownAgent, ScriptStep
 
 log = structlog.get_logger()
 
@@ -64,7 +77,10 @@ BATCH = 128
 """Most runs in one claim. Rows per second grow with the batch up to about 64 (docs/performance.md)."""
 
 LONGEST_DELAY_S = 60.0
-"""Longest pause before a run that could not be written is tried again."""
+"""Longest pause before a run that could not be turned over is tried again."""
+
+MOST_ATTEMPTS = 8
+"""Vain attempts in a row after which a run FAILS: the delays between them add up to some four minutes."""
 
 _CLAIM = text("""
     WITH due AS (
@@ -74,15 +90,23 @@ _CLAIM = text("""
     UPDATE runs SET epoch = epoch + 1, next_tick_at = now() + make_interval(secs => :lease_s)
     FROM due WHERE runs.run_id = due.run_id
     RETURNING runs.run_id, runs.parent_run_id, runs.agent_id, runs.epoch,
-              CAST(extract(epoch FROM now() - due.due_at) AS float8) AS wait_s
+              CAST(extract(epoch FROM now() - due.due_at) AS float8) AS wait_s,
+              runs.status, runs.script_position, runs.tool_call_id
 """)
 
 _POSTPONE = text("""
-    UPDATE runs SET next_tick_at = now() + make_interval(
-        secs => least(:longest_s, :lease_s * power(2, least(greatest(epoch - ticks, 0), 20))))
+    UPDATE runs SET vain_attempts = vain_attempts + 1, next_tick_at = now() + make_interval(
+        secs => least(:longest_s, :lease_s * power(2, least(vain_attempts + 1, 20))))
     WHERE run_id = :run_id AND epoch = :epoch AND ended_at IS NULL
+    RETURNING vain_attempts
 """)
-"""A claim that leads to no tick raises `epoch` but not `ticks`: their difference counts the vain ones."""
+
+
+_HAND_BACK = text("""
+    UPDATE runs SET next_tick_at = now() + make_interval(secs => :delay_s)
+    FROM json_to_recordset(CAST(:held AS json)) AS h(run_id uuid, epoch int)
+    WHERE runs.run_id = h.run_id AND runs.epoch = h.epoch AND ended_at IS NULL AND next_tick_at IS NOT NULL
+""")
 
 
 class Claim(NamedTuple):
@@ -93,23 +117,48 @@ class Claim(NamedTuple):
     agent_id: uuid.UUID
     epoch: int  # what a write must find
     wait_s: float  # how long the run had been due
+    status: str
+    script_position: int
+    tool_call_id: uuid.UUID | None  # what the run waits for, if it is a tool call
 
 
-Outcomes: TypeAlias = Mapping[uuid.UUID, Sequence[ScriptStep]]
-"""What each agent of a batch does, by agent_id."""
+class Outcome(NamedTuple):
+    """What was found out for one claimed run."""
+
+    agent: KnownAgent
+    means: Means = PLAIN
+    quota: Quota | None = None  # of the workspace, when the turn asks for a tool call that needs approval
+
+    @property
+    def script(self) -> Sequence[ScriptStep]:
+        """The steps of a scripted agent."""
+        return self.agent.script
+
+
+Outcomes: TypeAlias = Mapping[uuid.UUID, Outcome]
+"""What was found out for a batch, by run_id."""
 
 
 class Ticker:
     """Claims due runs and settles them, batch by batch, for one worker."""
 
     def __init__(
-        self, database: Database, announcer: Announcer, agents: Agents, tallies: Tallies, lease_s: float
+        self,
+        database: Database,
+        announcer: Announcer,
+        agents: Agents,
+        tallies: Tallies,
+        lease_s: float,
+        outside: Outside | None = None,
     ) -> None:
         self._database = database
         self._announcer = announcer
         self._agents = agents
         self._tallies = tallies
         self._lease_s = lease_s
+        self._outside = outside or Outside(database, lease_s)
+        self._definitions = Definitions()
+        self._quotas = Quotas(database)
 
     async def claim(self, most: int = BATCH) -> list[Claim]:
         """Take the runs that have been due longest, at most `most`, each under a lease."""
@@ -120,14 +169,69 @@ class Ticker:
             self._tallies.observe_wait(claim.wait_s)
         return claims
 
+    async def part(self, claims: Sequence[Claim]) -> tuple[list[Claim], list[Claim]]:
+        """Part a batch: the runs whose turn can be settled at once, and those that wait for a tool or a model."""
+        agents = await self._find_agents(claims)
+        at_once: list[Claim] = []
+        outside: list[Claim] = []
+        for claim in claims:
+            (outside if _goes_outside(claim, agents[claim.agent_id]) else at_once).append(claim)
+        return at_once, outside
+
     async def outcomes(self, claims: Sequence[Claim]) -> Outcomes:
-        """Find out what each claimed run does next, outside of any transaction."""
+        """Find out what each claimed run does next, outside of any transaction; tools and models run side by side."""
+        at_once, outside = await self.part(claims)
+        agents = await self._find_agents(claims)
+        found = {claim.run_id: await self._outcome(claim, agents[claim.agent_id]) for claim in at_once}
+        if outside:
+            waited = await asyncio.gather(*(self._outcome(claim, agents[claim.agent_id]) for claim in outside))
+            found |= {claim.run_id: outcome for claim, outcome in zip(outside, waited, strict=True)}
+        return found
+
+    async def hand_back(self, claims: Sequence[Claim], delay_s: float) -> None:
+        """Let somebody else claim these runs after a while: this worker waits for enough tools and models."""
+        async with self._database.begin() as connection:
+            held = rows({"run_id": claim.run_id, "epoch": claim.epoch} for claim in claims)
+            await connection.execute(_HAND_BACK, {"held": held, "delay_s": delay_s})
+
+    async def close(self) -> None:
+        """Close what was opened to the outside."""
+        await self._outside.close()
+
+    async def _find_agents(self, claims: Sequence[Claim]) -> dict[uuid.UUID, KnownAgent]:
         agent_ids = {claim.agent_id for claim in claims}
         known = {agent_id: self._agents.known(agent_id) for agent_id in agent_ids}
         if None in known.values():
             async with self._database.read() as connection:
                 known |= await self._agents.find(connection, agent_ids)
-        return {agent_id: agent[1] for agent_id, agent in known.items() if agent is not None}
+        return {agent_id: agent for agent_id, agent in known.items() if agent is not None}
+
+    async def _find_tools(self, agent: KnownAgent) -> Mapping[str, Definition]:
+        known = self._definitions.known(agent.workspace_id, agent.tool_names)
+        if known is not None:
+            return known
+        async with self._database.read() as connection:
+            return await self._definitions.find(connection, agent.workspace_id, agent.tool_names)
+
+    async def _outcome(self, claim: Claim, agent: KnownAgent) -> Outcome:
+        """Find out what one run does next, waiting for its tool or its model when it has to."""
+        if not agent.needs_means:
+            return Outcome(agent)
+        means = Means(is_model=agent.model is not None, max_steps=agent.max_steps, max_tool_calls=agent.max_tool_calls)
+        if claim.tool_call_id is not None:
+            await self._outside.run_tool(claim.run_id, claim.epoch)
+            return Outcome(agent, means)
+        if claim.status not in WITH_STEPS:
+            return Outcome(agent, means)
+        tools = await self._find_tools(agent)
+        move = None
+        if agent.model is not None:
+            move = await self._outside.find_move(claim.run_id, claim.epoch, agent, tools)
+        means = msgspec.structs.replace(means, tools=tools, move=move, new_tool_call_id=new_id())
+        wanted = means.wants(agent.script, claim.script_position)
+        if wanted is None or not wanted.definition.needs_approval:
+            return Outcome(agent, means)
+        return Outcome(agent, means, await self._quotas.of(agent.workspace_id))
 
     async def settle(self, claims: Sequence[Claim], outcomes: Outcomes, *, ring: bool = False) -> None:
         """Advance every claimed run by one tick and announce it; with `ring`, ask other workers to help.
@@ -140,7 +244,7 @@ class Ticker:
             if is_outage(fault):
                 raise
             if len(claims) == 1:
-                await self._postpone(claims[0], fault)
+                await self.postpone(claims[0], fault)
                 return
             for claim in claims:
                 await self.settle([claim], outcomes, ring=ring)
@@ -150,11 +254,15 @@ class Ticker:
             await self._settle_family(claim, outcomes, ring=ring)
 
     async def _settle_family(self, claim: Claim, outcomes: Outcomes, *, ring: bool) -> None:
-        """Advance one run whose end ends its descendants."""
+        """Advance one run whose turn ends descendants."""
 
         async def settle(ledger: Ledger) -> Settled:
-            script = outcomes[claim.agent_id]
-            written = await advance_family(ledger, claim.run_id, claim.parent_run_id, claim.epoch, script)
+            outcome = outcomes[claim.run_id]
+            room = await _room(ledger, {claim.run_id: outcome})
+            means = _with_room(outcome, room)
+            written = await advance_family(
+                ledger, claim.run_id, claim.parent_run_id, claim.epoch, outcome.script, means
+            )
             return Settled(int(written), int(not written), [])
 
         try:
@@ -162,7 +270,7 @@ class Ticker:
         except Exception as fault:
             if is_outage(fault):
                 raise
-            await self._postpone(claim, fault)
+            await self.postpone(claim, fault)
             return
         await self._announce(ledger, ring)
 
@@ -179,19 +287,44 @@ class Ticker:
         """Tell what was committed; a fault here must not look like one of the transaction."""
         await self._announcer.announce(ledger.events, ledger.now, due=ring, tallies=self._tallies)
 
-    async def _postpone(self, claim: Claim, fault: Exception) -> None:
-        """Log a run that cannot be written and try it again later, ever more rarely."""
+    async def postpone(self, claim: Claim, fault: Exception) -> None:
+        """Log a run whose turn failed and try it again later, ever more rarely; the last attempt fails the run."""
         log.error("a run cannot be advanced", run_id=str(claim.run_id), epoch=claim.epoch, exc_info=fault)
         async with self._database.begin() as connection:
-            await connection.execute(
-                _POSTPONE,
-                {
-                    "run_id": claim.run_id,
-                    "epoch": claim.epoch,
-                    "lease_s": self._lease_s,
-                    "longest_s": LONGEST_DELAY_S,
-                },
-            )
+            attempts = (
+                await connection.execute(
+                    _POSTPONE,
+                    {
+                        "run_id": claim.run_id,
+                        "epoch": claim.epoch,
+                        "lease_s": self._lease_s,
+                        "longest_s": LONGEST_DELAY_S,
+                    },
+                )
+            ).scalar()
+        if attempts is not None and attempts >= MOST_ATTEMPTS:
+            await self._fail(claim, f"could not be advanced in {attempts} attempts, the last one: {_name(fault)}")
+
+    async def _fail(self, claim: Claim, reason: str) -> None:
+        """End a claimed run as FAILED, with its descendants."""
+
+        async def settle(ledger: Ledger) -> Settled:
+            written = await fail_run(ledger, claim.run_id, claim.parent_run_id, claim.epoch, reason)
+            return Settled(int(written), int(not written), [])
+
+        try:
+            ledger, _ = await self._write(settle)
+        except Exception as fault:
+            if is_outage(fault):
+                raise
+            log.error("a run cannot even be failed; it is tried again", run_id=str(claim.run_id), exc_info=fault)
+            return
+        await self._announce(ledger, ring=False)
+
+
+def _name(fault: Exception) -> str:
+    """Return the kind of a fault; its text may quote what only the log should hold."""
+    return type(getattr(fault, "orig", None) or fault).__name__
 
 
 class Settled(NamedTuple):
@@ -199,11 +332,15 @@ class Settled(NamedTuple):
 
     ticks: int  # turns that changed their run
     fenced: int  # turns thrown away, because another worker or a caller was faster
-    put_off: Sequence[Claim]  # turns that end a family; nothing was written about them
+    put_off: Sequence[Claim]  # turns that end descendants; nothing was written about them
 
 
 async def settle_batch(ledger: Ledger, claims: Sequence[Claim], outcomes: Outcomes) -> Settled:
-    """Lock a batch with the parents of its runs and write the turn of each; children settle before their parents."""
+    """Lock a batch with the parents of its runs and write the turn of each; children settle before their parents.
+
+    Where turns ask for tool calls that need approval, their workspaces are locked before all runs.
+    """
+    room = await _room(ledger, outcomes)
     parent_ids = {claim.parent_run_id for claim in claims if claim.parent_run_id is not None}
     await ledger.lock({claim.run_id for claim in claims} | parent_ids)
     ticks, fenced, put_off = 0, 0, []
@@ -212,11 +349,37 @@ async def settle_batch(ledger: Ledger, claims: Sequence[Claim], outcomes: Outcom
         if run.epoch != claim.epoch or run.is_final:
             fenced += 1
             continue
-        outcome = advance(run, outcomes[claim.agent_id], ledger.now)
-        if leaves_orphans(outcome.run):
+        found = outcomes[claim.run_id]
+        outcome = advance(run, found.script, ledger.now, means=_with_room(found, room))
+        if outcome.doomed:
             put_off.append(claim)
             continue
         ledger.note(outcome)
         ticks += outcome.run.ticks - run.ticks
+        if run.workspace_id in room:
+            room[run.workspace_id] -= sum(call.status == ToolCallStatus.PENDING for call in outcome.tool_calls)
     await ledger.write()
     return Settled(ticks, fenced, put_off)
+
+
+async def _room(ledger: Ledger, outcomes: Outcomes) -> dict[uuid.UUID, int]:
+    """Lock the workspaces whose cap on pending tool calls matters; returns how many more each may have."""
+    quotas = {each.agent.workspace_id: each.quota for each in outcomes.values() if each.quota is not None}
+    capped = {workspace_id: quota for workspace_id, quota in quotas.items() if tool_calls_left(quota, 0) is not None}
+    if not capped:
+        return {}
+    pending = await ledger.lock_workspaces(set(capped))
+    left = {workspace_id: tool_calls_left(quota, pending[workspace_id]) for workspace_id, quota in capped.items()}
+    return {workspace_id: most for workspace_id, most in left.items() if most is not None}
+
+
+def _with_room(found: Outcome, room: Mapping[uuid.UUID, int]) -> Means:
+    """Return what a turn has at hand, with whether its workspace may have one more call that waits for approval."""
+    if found.quota is None or room.get(found.agent.workspace_id) != 0:
+        return found.means
+    return msgspec.structs.replace(found.means, room=False)
+
+
+def _goes_outside(claim: Claim, agent: KnownAgent) -> bool:
+    """Tell whether a run's turn may have to wait for a tool or a model."""
+    return claim.tool_call_id is not None or (agent.model is not None and claim.status in WITH_STEPS)

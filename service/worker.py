@@ -3,7 +3,8 @@
 Three things wake it: a ring (Huey's consumer thread answers it), the instant at which the database says that the next
 run is due, and the sweep: at the latest after `sweep_interval_s` it looks for itself. So a lost ring costs at most that
 long, and a scripted latency is kept to the millisecond. One batch is claimed at a time; up to two are being settled
-meanwhile, which keeps PostgreSQL busy while Python decides.
+meanwhile, which keeps PostgreSQL busy while Python decides. Runs that wait for a tool or a model are taken out of their
+batch into a lane of their own, so that nobody waits behind them.
 
 Beside its ticks a worker archives: a round when it starts, and one a day when the doorbell says so (`archive.rounds`).
 
@@ -26,6 +27,7 @@ from service.archive import Rounds
 from service.db import Database, is_outage
 from service.doorbell import Doorbell
 from service.due import next_due_in_s
+from service.outside import Outside
 from service.settings import Settings
 from service.tallies import Tallies
 from service.telemetry import configure_logging
@@ -42,6 +44,12 @@ SHORTEST_REST_S = 0.005
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 """Pauses while the database is away: the first one, and the longest that doubling leads to."""
+
+MOST_OUTSIDE = 256
+"""Tools and models that one worker waits for at the same time. They hold no connection to the database."""
+
+FULL_LANE_DELAY_S = 1.0
+"""When a run is due again that found the outside lane full."""
 
 DRAIN_S = 8.0
 """How long a stopping worker waits for the batches in its hands; after that their leases take over."""
@@ -74,6 +82,7 @@ class Worker:
         self._bell = asyncio.Event()
         self._stopping = False
         self._settling: set[asyncio.Task[None]] = set()
+        self._outside: set[asyncio.Task[None]] = set()
 
     def ring(self) -> None:
         """Look for due runs; to be called in the loop's own thread."""
@@ -124,15 +133,40 @@ class Worker:
 
     async def _settle(self, claims: list[Claim]) -> None:
         try:
-            outcomes = await self._ticker.outcomes(claims)
-            await self._ticker.settle(claims, outcomes, ring=len(claims) == BATCH)
+            at_once, outside = await self._ticker.part(claims)
+            room = MOST_OUTSIDE - len(self._outside)
+            for claim in outside[:room]:
+                task = asyncio.create_task(self._settle_outside(claim))
+                self._outside.add(task)
+                task.add_done_callback(self._outside.discard)
+            if outside[room:]:
+                await self._ticker.hand_back(outside[room:], FULL_LANE_DELAY_S)
+            if at_once:
+                await self._ticker.settle(at_once, await self._ticker.outcomes(at_once), ring=len(claims) == BATCH)
         except Exception as fault:
             _log_fault("a batch was not written; its runs are due again when their leases end", fault)
         self._bell.set()  # what was written may be due at once, or sooner than what was known before
 
+    async def _settle_outside(self, claim: Claim) -> None:
+        """Wait for one run's tool or model, and settle its turn; nobody else waits for it."""
+        try:
+            await self._ticker.settle([claim], await self._ticker.outcomes([claim]))
+        except Exception as fault:
+            if is_outage(fault):
+                _log_fault("a turn was not written; its run is due again when its lease ends", fault)
+            else:
+                await self._postpone(claim, fault)
+        self._bell.set()
+
+    async def _postpone(self, claim: Claim, fault: Exception) -> None:
+        try:
+            await self._ticker.postpone(claim, fault)
+        except Exception as further:
+            _log_fault("a run was not postponed; it is due again when its lease ends", further)
+
     async def _drain(self) -> None:
-        if self._settling:
-            _, late = await asyncio.wait(self._settling, timeout=DRAIN_S)
+        if self._settling or self._outside:
+            _, late = await asyncio.wait({*self._settling, *self._outside}, timeout=DRAIN_S)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -141,7 +175,7 @@ class Worker:
 async def _work(settings: Settings) -> None:
     """Put one worker together, run it, and take it apart."""
     loop = asyncio.get_running_loop()
-    database = Database(settings.database_url, pool_size=LANES + 2)
+    database = Database(settings.database_url, pool_size=LANES + 4)  # a few more for the outside lane
     client = connect_redis(settings.redis_url)
     doorbell = Doorbell(
         settings.redis_url,
@@ -150,7 +184,8 @@ async def _work(settings: Settings) -> None:
     )
     announcer = Announcer(client, doorbell)
     rounds = Rounds(settings, announcer)
-    ticker = Ticker(database, announcer, Agents(), Tallies(), settings.lease_s)
+    outside = Outside(database, settings.lease_s, settings)
+    ticker = Ticker(database, announcer, Agents(), Tallies(), settings.lease_s, outside)
     worker = Worker(database, ticker, settings.sweep_interval_s)
 
     def stop() -> None:
@@ -165,6 +200,7 @@ async def _work(settings: Settings) -> None:
     await worker.work()
     await rounds.drain(ROUND_DRAIN_S)
     await asyncio.to_thread(stop_listening)
+    await outside.close()
     await client.aclose()
     await database.close()
     log.info("worker stopped")

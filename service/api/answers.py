@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from service.events import EventType
+from service.joins import FailurePolicy, GroupState, JoinPolicy
 from service.runs import RunStatus, StepKind
+from service.toolcalls import Risk, ToolCallStatus
 from service.workspaces import QuotaClass
 
 
@@ -56,6 +58,7 @@ class RunView(msgspec.Struct, frozen=True):
     step_count: int
     last_seq: int
     ticks: int
+    paused_from: RunStatus | None
     error_summary: str | None
     created_at: dt.datetime
     started_at: dt.datetime | None
@@ -97,6 +100,22 @@ class ChildView(msgspec.Struct, frozen=True):
     ended_at: dt.datetime | None
 
 
+class GroupView(msgspec.Struct, frozen=True):
+    """A group of a run's subruns; `service.joins.SubrunGroup` explains each field."""
+
+    group_id: str
+    join_policy: JoinPolicy
+    failure_policy: FailurePolicy
+    quorum: int | None
+    timeout_seconds: float | None
+    deadline_at: dt.datetime | None
+    spawned: int
+    pending: int
+    failed: int
+    state: GroupState
+    decided_at: dt.datetime | None
+
+
 class SnapshotView(msgspec.Struct, frozen=True):
     """A run with its steps, its children, and the events after the asked number."""
 
@@ -104,6 +123,7 @@ class SnapshotView(msgspec.Struct, frozen=True):
     steps: list[StepView]
     events_since_seq: list[EventView]
     child_runs: list[ChildView]
+    groups: list[GroupView]
     last_seq: int
 
 
@@ -133,6 +153,53 @@ class ArchivePage(msgspec.Struct, frozen=True):
     """A run's bundles, newest first."""
 
     archives: list[ArchiveView]
+
+
+class ToolCallView(msgspec.Struct, frozen=True):
+    """A tool call; `service.toolcalls.ToolCall` explains each field."""
+
+    tool_call_id: uuid.UUID
+    workspace_id: uuid.UUID
+    run_id: uuid.UUID
+    step_index: int
+    tool: str
+    arguments: dict[str, Any]
+    risk: Risk
+    timeout_seconds: float
+    status: ToolCallStatus
+    result: Any
+    error: str | None
+    reason: str | None
+    decided_by: uuid.UUID | None
+    created_at: dt.datetime
+    decided_at: dt.datetime | None
+    started_at: dt.datetime | None
+    ended_at: dt.datetime | None
+
+
+class ToolCallPage(msgspec.Struct, frozen=True):
+    """Tool calls, newest first."""
+
+    tool_calls: list[ToolCallView]
+    next_cursor: str | None  # null on the last page
+
+
+class ToolView(msgspec.Struct, frozen=True):
+    """A tool that a workspace's runs may call."""
+
+    workspace_id: uuid.UUID
+    name: str
+    tool: str
+    risk: Risk
+    needs_approval: bool
+    schema: dict[str, Any]
+    timeout_seconds: float
+
+
+class ToolPage(msgspec.Struct, frozen=True):
+    """All tools of a workspace."""
+
+    tools: list[ToolView]
 
 
 class WorkspaceView(msgspec.Struct, frozen=True):

@@ -44,6 +44,13 @@ QUERIES: dict[str, list[tuple[str, str, str]]] = {
         ("limit", "integer", "runs in a page, 1 to 200 (default 50)"),
         ("cursor", "string", "`next_cursor` of the page before"),
     ],
+    "list tool calls": [
+        ("workspace_id", "string", "tool calls of this workspace"),
+        ("status", "string", "tool calls in this status"),
+        ("run_id", "string", "tool calls of this run"),
+        ("limit", "integer", "tool calls in a page, 1 to 200 (default 50)"),
+        ("cursor", "string", "`next_cursor` of the page before"),
+    ],
     "snapshot": [
         ("since_seq", "integer", "events after this number only (default 0)"),
         ("wait", "number", "hold the answer until there is news, at most 30 seconds"),
@@ -112,7 +119,11 @@ def _operation(path: str, operation: Operation, references: dict[Any, Any]) -> d
     """Describe one method of one path."""
     name = operation.endpoint.__name__
     noun = type(getattr(operation.endpoint, "__self__", None)).__name__
-    query = QUERIES["snapshot"] if "snapshot" in path else QUERIES["list runs"] if name == "list" else []
+    query: list[tuple[str, str, str]] = []
+    if "snapshot" in path:
+        query = QUERIES["snapshot"]
+    elif name == "list":
+        query = QUERIES["list tool calls" if noun == "ToolCalls" else "list runs"]
     described: dict[str, Any] = {
         "operationId": f"{noun}.{name}",
         "summary": inspect.getdoc(operation.endpoint) or "",

@@ -12,6 +12,7 @@ from service.auth import issue_token
 from service.db import Database
 from service.errors import NotFound
 from service.exchange import Answer, Exchange, answer_json
+from service.settings import Settings
 from service.workspaces import QuotaClass, Workspace, create_agent, create_workspace
 
 
@@ -33,6 +34,9 @@ class AgentBody(msgspec.Struct, forbid_unknown_fields=True):
 
     name: str
     script: list[dict[str, Any]] | None = None
+    model: dict[str, Any] | None = None
+    max_steps: int | None = None
+    max_tool_calls: int | None = None
 
 
 class TokenBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -45,8 +49,9 @@ class TokenBody(msgspec.Struct, forbid_unknown_fields=True):
 class Workspaces:
     """The endpoints on workspaces."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
+        self._settings = settings
 
     async def create(self, exchange: Exchange[WorkspaceBody]) -> Answer[WorkspaceView]:
         """Make a workspace."""
@@ -72,11 +77,20 @@ class Workspaces:
         return answer_json({"workspace_id": workspace_id, "name": row.name, "quota_class": quota_class})
 
     async def create_agent(self, exchange: Exchange[AgentBody]) -> Answer[AgentView]:
-        """Make an agent."""
+        """Make an agent: a script, or a model behind a chat-completions endpoint."""
         workspace_id = exchange.path_id("workspace_id", "workspace")
         body = exchange.body
         async with self._database.begin() as connection:
-            agent_id = await create_agent(connection, workspace_id, body.name, body.script)
+            agent_id = await create_agent(
+                connection,
+                workspace_id,
+                body.name,
+                body.script,
+                model=body.model,
+                max_steps=body.max_steps,
+                max_tool_calls=body.max_tool_calls,
+                settings=self._settings,
+            )
         return answer_json({"agent_id": agent_id, "workspace_id": workspace_id, "name": body.name})
 
     async def create_token(self, exchange: Exchange[TokenBody]) -> Answer[TokenView]:

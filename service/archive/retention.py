@@ -90,8 +90,8 @@ _PURGEABLE = text(f"""{_COVERED}
 """)  # noqa: S608 - constants
 
 _PURGE = [
-    text(f"DELETE FROM {table} WHERE run_id = ANY(CAST(:run_ids AS uuid[]))")  # noqa: S608 - constants
-    for table in (*(part.table for part in reversed(PARTS)), "runs")
+    text(f"DELETE FROM {table} WHERE {run} = ANY(CAST(:run_ids AS uuid[]))")  # noqa: S608 - constants
+    for table, run in (*((part.table, part.run) for part in reversed(PARTS)), ("runs", "run_id"))
 ]
 
 _ARCHIVE_AGAIN = text("UPDATE runs SET archived_seq = 0 WHERE run_id = ANY(CAST(:run_ids AS uuid[]))")

@@ -28,6 +28,12 @@ COUNT = text("""
 """)
 
 
+COUNT_PENDING_TOOL_CALLS = text("""
+    SELECT workspace_id, count(*) AS pending FROM tool_calls
+    WHERE workspace_id = ANY(:ids) AND status = 'PENDING' GROUP BY workspace_id
+""")
+
+
 @dataclass
 class Held:
     """What one workspace holds, as a group of writes goes on adding to it."""
@@ -58,6 +64,27 @@ async def lock_and_count(connection: AsyncConnection, workspace_ids: set[uuid.UU
         for row in await connection.execute(COUNT, ids):
             held[row.workspace_id] = Held(row.live_runs, row.live_parent_runs)
     return held
+
+
+async def lock_workspaces(connection: AsyncConnection, workspace_ids: set[uuid.UUID]) -> None:
+    """Lock the workspaces in order of id, before any run; the locks last as long as the transaction."""
+    await connection.execute(LOCK, {"ids": sorted(workspace_ids)})
+
+
+async def count_pending_tool_calls(connection: AsyncConnection, workspace_ids: set[uuid.UUID]) -> dict[uuid.UUID, int]:
+    """Return how many tool calls of each locked workspace wait for approval."""
+    found = await connection.execute(COUNT_PENDING_TOOL_CALLS, {"ids": sorted(workspace_ids)})
+    return dict.fromkeys(workspace_ids, 0) | {row.workspace_id: row.pending for row in found}
+
+
+def tool_calls_left(quota: Quota, pending: int) -> int | None:
+    """Return how many more tool calls of a workspace may wait for approval; None for any number.
+
+    A run has one open tool call at most, so its own cap matters only when it is none at all.
+    """
+    if quota.pending_tool_calls_per_run is not None and quota.pending_tool_calls_per_run < 1:
+        return 0
+    return None if quota.pending_tool_calls is None else max(0, quota.pending_tool_calls - pending)
 
 
 def _require_room(limit: Limit, used: int, most: int | None) -> None:

@@ -22,6 +22,8 @@ class Limit(enum.StrEnum):
     PENDING_SUBRUNS = "pending_subruns"  # cap on a run's subruns that are not final
     WEBSOCKETS = "websockets"  # cap on a workspace's open sockets
     WEBSOCKETS_PER_USER = "websockets_per_user"  # cap on the open sockets of one token
+    PENDING_TOOL_CALLS = "pending_tool_calls"  # cap on tool calls that wait for approval
+    PENDING_TOOL_CALLS_PER_RUN = "pending_tool_calls_per_run"  # the same for one run
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Quota:
     pending_subruns: int | None
     websockets: int | None
     websockets_per_user: int | None
+    pending_tool_calls: int | None
+    pending_tool_calls_per_run: int | None
 
     @property
     def has_caps(self) -> bool:
@@ -66,6 +70,8 @@ DEFAULT = Quota(
     pending_subruns=4,
     websockets=20,
     websockets_per_user=5,
+    pending_tool_calls=6,
+    pending_tool_calls_per_run=1,
 )
 
 LIFTED = Quota(
@@ -75,5 +81,7 @@ LIFTED = Quota(
     pending_subruns=None,
     websockets=None,
     websockets_per_user=None,
+    pending_tool_calls=None,
+    pending_tool_calls_per_run=None,
 )
 """What a calibration workspace is under: nothing, so that the system itself can be measured."""

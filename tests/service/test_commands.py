@@ -116,6 +116,17 @@ def test_a_script_may_be_a_file(administration: Command, tmp_path: Path) -> None
     assert administration("agent", "create", "--workspace", workspace, "--name", "a", "--script", str(script))[0] == 0
 
 
+def test_an_agent_may_be_a_model(administration: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLIMSOLL_MODEL_ALLOW", "models.example")
+    workspace = json.loads(administration("workspace", "create", "a", "--json")[1])["workspace_id"]
+    model = json.dumps({"model": "m", "base_url": "https://models.example/v1", "tools": ["echo"]})
+    bounds = ("--max-steps", "5", "--max-tool-calls", "0")
+    code, out, err = administration(
+        "agent", "create", "--workspace", workspace, "--name", "a", "--model", model, *bounds, "--json"
+    )
+    assert (code, err, json.loads(out)["workspace_id"]) == (0, "", workspace)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -136,6 +147,18 @@ def test_a_script_may_be_a_file(administration: Command, tmp_path: Path) -> None
         (
             ["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--script", NEGATIVE],
             "--script[0].latency_ms: give 0 to 3600000 milliseconds",
+        ),
+        (
+            ["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--model", '{"model": "m"}'],
+            "--model.base_url: give one: the installation has no endpoint of its own",
+        ),
+        (
+            ["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--model", "[]"],
+            "--model: Expected `object`, got `array`",
+        ),
+        (
+            ["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--max-steps", "0"],
+            "--max-steps: give a whole number from 1 to 2000",
         ),
     ],
 )  # fmt: skip
