@@ -61,7 +61,7 @@ async def test_a_runs_bundles_are_listed(tenant: Any, archive: Archive) -> None:
         "created_at": None,
         "last_seq": 3,
         "compacted_through_seq": 0,
-        "schema_version": 1,
+        "schema_version": 2,
         "sha256": made.sha256,
         "size_bytes": made.size_bytes,
         "path": made.path,

@@ -17,7 +17,10 @@ Rows = dict[str, list[str]]
 
 FinishRuns = Callable[..., Awaitable[list[uuid.UUID]]]
 
-TABLES = ("workspaces", "agents", "runs", "steps", "events", "idempotency_keys", "run_archives")
+TABLES = (
+    "workspaces", "agents", "runs", "steps", "events", "idempotency_keys", "subrun_groups", "tool_calls",
+    "run_archives",
+)  # fmt: skip
 
 
 @pytest.fixture

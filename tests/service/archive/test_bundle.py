@@ -15,7 +15,7 @@ from service.archive import Damaged
 from service.archive import bundle as bundles
 from service.archive.bundle import MEMBER, pack, parse, unpack
 
-RUN, WORKSPACE, AGENT, ARCHIVE = (str(uuid.UUID(int=n)) for n in range(1, 5))
+RUN, WORKSPACE, AGENT, ARCHIVE, CALL = (str(uuid.UUID(int=n)) for n in range(1, 6))
 PATH = f"run_archives/{RUN}/run_snapshot_20261123T031700.123456Z.json.zip"
 
 
@@ -23,7 +23,7 @@ def document() -> dict[str, Any]:
     """Return a whole document of a run with two steps and four events, of which the second was compacted."""
     return {
         "format": "plimsoll.run_snapshot",
-        "schema_version": 1,
+        "schema_version": 2,
         "archive": {
             "archive_id": ARCHIVE, "run_id": RUN, "path": PATH, "last_seq": 4, "created_at": "2026-11-23T03:17:00Z",
         },
@@ -37,6 +37,8 @@ def document() -> dict[str, Any]:
         "steps": [{"run_id": RUN, "step_index": n} for n in (1, 2)],
         "events": [{"run_id": RUN, "seq": n} for n in (1, 3, 4)],
         "idempotency_keys": [],
+        "subrun_groups": [{"parent_run_id": RUN, "group_id": "readers"}],
+        "tool_calls": [{"run_id": RUN, "tool_call_id": CALL}],
         "children": [],
     }  # fmt: skip
 
@@ -118,7 +120,7 @@ OTHER = str(uuid.UUID(int=9))
     ("change", "sentence"),
     [
         (put("other", "format"), "format: not plimsoll.run_snapshot"),
-        (put(2, "schema_version"), "schema_version: 2 is unknown here; 1 to 1 are read"),
+        (put(3, "schema_version"), "schema_version: 3 is unknown here; 1 to 2 are read"),
         (drop("schema_version"), "schema_version: None is unknown here"),
         (drop("events"), "the document has no events"),
         (drop("agent"), "the document has no agent"),
@@ -131,6 +133,9 @@ OTHER = str(uuid.UUID(int=9))
         (put(OTHER, "workspace", "workspace_id"), "workspace: is not the one that the run refers to"),
         (put(OTHER, "agent", "agent_id"), "agent: is not the one that the run refers to"),
         (put(OTHER, "events", 0, "run_id"), "events: holds a row of another run"),
+        (put(OTHER, "subrun_groups", 0, "parent_run_id"), "subrun_groups: holds a row of another run"),
+        (put(OTHER, "tool_calls", 0, "run_id"), "tool_calls: holds a row of another run"),
+        (drop("tool_calls"), "the document has no tool_calls"),
         (drop("steps", 0, "run_id"), "steps: holds a row of another run"),
         (drop("events", 2), "events: seq has gaps between 3 and 4"),
         (drop("events", 1), "events: seq has gaps between 3 and 4"),
@@ -172,3 +177,10 @@ def test_a_compacted_event_may_be_missing_only_where_the_run_says_so() -> None:
     changed["run"]["compacted_through_seq"] = 1
     with pytest.raises(Damaged, match="seq has gaps between 2 and 4"):
         parse(encoded(changed))
+
+
+def test_a_document_from_before_a_part_was_known_is_read_without_it() -> None:
+    older = document()
+    older["schema_version"] = 1
+    del older["subrun_groups"], older["tool_calls"]
+    assert parse(encoded(older)).parts.keys() == {"steps", "events", "idempotency_keys"}

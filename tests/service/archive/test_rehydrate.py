@@ -16,8 +16,10 @@ from service.archive.bundle import pack, unpack
 from service.db import Database
 from service.errors import IllegalState, NotFound
 from service.events import EventType
+from service.joins import JoinPolicy
+from service.tick import Ticker
 from tests.service.archive.conftest import FinishRuns, every_row
-from tests.tenants import Tenant
+from tests.tenants import Tenant, drain
 
 AWKWARD = r"""
     {"text": "tab\t quote\" back\\ snow☃ \ud83c\udf0d", "number": 12345678901234567890.1250, "null": null, "l": [{}]}
@@ -83,6 +85,25 @@ async def test_an_empty_database_gets_all_of_it_and_the_files_in_their_place(
     again = await Round(empty, elsewhere, Plan(0.0, (EventType.STEP_CREATED,), purge_older_than_s=0.0)).run()
     await empty.close()
     assert (again.archived, again.compacted, again.purged, again.faults) == (0, 3, 3, 0)
+
+
+async def test_tool_calls_and_groups_come_back(tenant: Tenant, folder: Folder, ticker: Ticker) -> None:
+    calls = {"kind": "TOOL_CALL", "tool": "echo", "arguments": {"say": "snow☃", "null": None}}
+    parent = await tenant.run(await tenant.agent(calls, {"kind": "MESSAGE"}), 1)
+    await tenant.spawn(parent, group_id="readers", join_policy=JoinPolicy.QUORUM, quorum=1, timeout_seconds=60.0)
+    await drain(ticker)
+    made = await archive(tenant, folder)
+    before = await every_row(tenant)
+    assert (len(before["tool_calls"]), len(before["subrun_groups"])) == (1, 1)
+    await archive(tenant, folder, purge_older_than_s=0.0)
+    purged = await every_row(tenant)
+    assert (purged["runs"], purged["tool_calls"], purged["subrun_groups"]) == ([], [], [])
+
+    for each in parents_first(made):
+        await rehydrate(tenant.database, folder, folder.root / each.path)
+
+    assert await every_row(tenant) == before
+    assert await tenant.faults() == []
 
 
 async def test_compacted_events_come_back_when_their_run_was_purged(

@@ -196,7 +196,8 @@ async def test_a_purged_run_leaves_its_bundles_and_nothing_else(
     await purge(tenant.database, folder, 0.0)
     rows = await every_row(tenant)
     assert {table: len(its) for table, its in rows.items()} == {
-        "workspaces": 1, "agents": 1, "runs": 0, "steps": 0, "events": 0, "idempotency_keys": 0, "run_archives": 1,
+        "workspaces": 1, "agents": 1, "runs": 0, "steps": 0, "events": 0, "idempotency_keys": 0,
+        "subrun_groups": 0, "tool_calls": 0, "run_archives": 1,
     }  # fmt: skip
     assert (folder.root / made.path).is_file()
 

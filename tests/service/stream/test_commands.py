@@ -63,6 +63,30 @@ async def test_a_run_is_cancelled_and_its_end_is_pushed(client: Client, run_id: 
     assert (again["type"], again["code"], again["status"]) == ("error", "illegal-state", 409)
 
 
+async def test_a_run_is_paused_and_resumed_and_both_are_pushed(client: Client, run_id: str) -> None:
+    assert (await client.frame())["event"] == "run_created"
+    pushed = []
+    for cmd, status in (("pause_run", "PAUSED"), ("resume_run", "PENDING")):
+        await client.send({"type": "cmd", "cmd": cmd, "reason": "lunch"})
+        frames = {frame["type"]: frame for frame in await client.frames(2)}
+        answered = frames[f"{cmd}_ack"]["data"]
+        assert (answered["run_id"], answered["status"]) == (run_id, status)
+        pushed.append(frames["push"]["data"])
+    assert pushed == [
+        {"from": "PENDING", "to": "PAUSED", "reason": "lunch"},
+        {"from": "PAUSED", "to": "PENDING", "reason": "lunch"},
+    ]
+    again = await client.answer("resume_run")
+    assert (again["type"], again["code"], again["status"]) == ("error", "illegal-state", 409)
+
+
+async def test_every_command_is_there(client: Client) -> None:
+    absent = str(uuid.UUID(int=0))
+    for cmd, command in COMMANDS.items():
+        answer = await client.answer(cmd, **{command.target: absent})
+        assert (answer["code"], answer["status"]) == ("not-found", 404), cmd
+
+
 async def test_another_run_may_be_named_and_on_a_workspace_must_be(tenant: Tenant, url: str, client: Client) -> None:
     other = await tenant.create()
     assert (await client.answer("cancel_run", run_id=other))["data"]["run_id"] == other

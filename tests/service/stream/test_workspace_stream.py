@@ -17,7 +17,8 @@ from service.runs import new_id
 from service.settings import Settings
 from service.tallies import Tallies
 from service.tick import Ticker
-from service.workspaces import Agents
+from service.toolcalls import create_definition
+from service.workspaces import Agents, create_agent
 from tests.sockets import Client, Writer, cut_subscriptions, faults_of, open_socket
 
 SUMMARY = (
@@ -60,6 +61,20 @@ async def tick_to_the_end(ticker: Ticker, tenant: Any, run_id: str) -> dict[str,
 def summary_of(run: dict[str, Any]) -> dict[str, Any]:
     """Return the summary of a run as HTTP shows it."""
     return {name: run[name] for name in SUMMARY}
+
+
+async def tick_until(ticker: Ticker, tenant: Any, run_id: str, status: str) -> None:
+    """Turn everything that is due over until a run has a status; the test's own timeout bounds it."""
+    while (await tenant.http.get(f"/api/runs/{run_id}/")).json()["status"] != status:
+        claims = await ticker.claim()
+        await ticker.settle(claims, await ticker.outcomes(claims), ring=False)
+
+
+async def approval(client: Client) -> dict[str, Any]:
+    """Return the next frame about an approval; others are dropped."""
+    while (frame := await client.frame()).get("topic") != "approvals.event":
+        pass
+    return frame
 
 
 @pytest.fixture
@@ -170,6 +185,42 @@ async def test_another_workspaces_runs_are_not_told(new_tenant: Any, tenant: Any
     await other.create()
     run_id = await tenant.create()
     assert (await client.frame())["run_id"] == run_id
+
+
+@pytest.mark.parametrize(("cmd", "event"), [
+    ("approve_tool_call", "tool_call_approved"), ("reject_tool_call", "tool_call_rejected"),
+])  # fmt: skip
+async def test_a_tool_call_is_pushed_for_approval_and_decided_on_the_socket(
+    tenant: Any, url: str, client: Client, writer: Writer, ticker: Ticker, cmd: str, event: str
+) -> None:
+    assert (await client.answer("subscribe_approvals"))["type"] == "subscribe_approvals_ack"
+    async with writer.database.begin() as connection:
+        await create_definition(connection, tenant.workspace_id, "guarded", "echo", "ELEVATED")
+        step = {"kind": "TOOL_CALL", "tool": "guarded", "arguments": {"say": "may I?"}}
+        tenant.agent_id = await create_agent(connection, tenant.workspace_id, "careful", [step])
+    run_id = await tenant.create()
+    await tick_until(ticker, tenant, run_id, "WAITING_FOR_APPROVAL")
+
+    asked = await approval(client)
+    call_id = asked["data"]["tool_call_id"]
+    assert (asked["event"], asked["run_id"], asked["data"]) == (
+        "tool_call_requested",
+        run_id,
+        {
+            "tool_call_id": call_id, "tool": "guarded", "risk": "ELEVATED", "arguments": {"say": "may I?"},
+            "needs_approval": True, "step_index": 1,
+        },
+    )  # fmt: skip
+    assert (await client.answer(cmd, tool_call_id=call_id))["code"] == "role-too-low"
+    async with open_socket(url, f"/ws/runs/{run_id}/", tenant.token) as operator:
+        answer = await operator.answer(cmd, tool_call_id=call_id, reason="so be it")
+        assert (answer["type"], answer["data"]["tool_call_id"]) == (f"{cmd}_ack", call_id)
+        assert (await operator.answer(cmd, tool_call_id=call_id))["code"] == "illegal-state"
+    decided = await approval(client)
+    assert (decided["event"], decided["data"]["tool_call_id"], decided["data"]["reason"]) == (
+        event, call_id, "so be it"
+    )  # fmt: skip
+    await tick_until(ticker, tenant, run_id, "COMPLETED")
 
 
 async def test_approvals_come_once_they_are_asked_for(tenant: Any, client: Client, writer: Writer) -> None:
