@@ -110,6 +110,10 @@ class RunTail:
             self._behind = self._news.is_set()
 
 
+STARTED = (RunStatus.RUNNING, RunStatus.FAILED)
+"""Statuses that only a worker's turn gives: a run whose subruns have failed may go to the second at its first turn."""
+
+
 class WorkspaceTail:
     """One socket's place in all runs of a workspace: summaries, and approvals when asked for.
 
@@ -222,7 +226,7 @@ class WorkspaceTail:
         if happened.event_type == EventType.STATE_CHANGED:
             status = RunStatus(happened.payload["to"])
             summary["status"] = status
-            if summary["started_at"] is None and status is RunStatus.RUNNING:
+            if summary["started_at"] is None and status in STARTED:
                 summary["started_at"] = instant(happened.created_at)
             if status in FINAL:
                 summary["ended_at"] = instant(happened.created_at)

@@ -9,7 +9,19 @@ import httpx
 import msgspec
 import pytest
 
-from service.api.answers import Created, Problem, RunPage, RunView, SnapshotView, Spawned, TokenView, WorkspaceView
+from service.api.answers import (
+    Created,
+    Problem,
+    RunPage,
+    RunView,
+    SnapshotView,
+    Spawned,
+    TokenView,
+    ToolCallPage,
+    ToolPage,
+    ToolView,
+    WorkspaceView,
+)
 
 
 def strictly(body: bytes, kind: type[msgspec.Struct]) -> None:
@@ -39,6 +51,8 @@ async def test_answers_are_what_the_description_says(tenant: Any, installation: 
         ("/api/runs/", RunPage),
         (f"/api/runs/{run_id}/", RunView),
         (f"/api/runs/{run_id}/snapshot/", SnapshotView),
+        ("/api/toolcalls/", ToolCallPage),
+        (f"/api/workspaces/{tenant.workspace_id}/tools/", ToolPage),
         ("/api/nothing/", Problem),
         ("/api/runs/?limit=0", Problem),
     ):
@@ -46,6 +60,10 @@ async def test_answers_are_what_the_description_says(tenant: Any, installation: 
     strictly((await installation.post("/api/workspaces/", json={"name": "a"})).content, WorkspaceView)
     token = await installation.post(f"/api/workspaces/{tenant.workspace_id}/tokens/", json={"role": "VIEWER"})
     strictly(token.content, TokenView)
+    tool = {"name": "loud", "tool": "echo", "risk": "SAFE"}
+    strictly((await installation.post(f"/api/workspaces/{tenant.workspace_id}/tools/", json=tool)).content, ToolView)
+    run = (await tenant.operator.post(f"/api/runs/{run_id}/pause/", json={})).content
+    strictly(run, RunView)
 
 
 async def test_every_route_is_described_with_its_body_and_its_role(url: str) -> None:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from service.announce import Announcer, connect_redis
+from service.api.answers import ToolCallView
 from service.db import Database
 from service.doorbell import Doorbell
 from service.settings import Settings
@@ -73,6 +74,7 @@ async def pending(tenant: Any, run_id: str) -> dict[str, Any]:
     )
     assert answer.status_code == 200, answer.text
     (call,) = answer.json()["tool_calls"]
+    assert call.keys() == set(ToolCallView.__struct_fields__)  # as the API's description says
     found: dict[str, Any] = call
     return found
 

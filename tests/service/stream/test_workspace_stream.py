@@ -187,6 +187,19 @@ async def test_another_workspaces_runs_are_not_told(new_tenant: Any, tenant: Any
     assert (await client.frame())["run_id"] == run_id
 
 
+async def test_a_run_that_fails_at_its_first_turn_has_started(
+    tenant: Any, url: str, client: Client, ticker: Ticker
+) -> None:
+    run_id = await tenant.create()
+    child = (await tenant.http.post(f"/api/runs/{run_id}/spawn_subrun/", json={})).json()["child_run_id"]
+    await tenant.http.post(f"/api/runs/{child}/cancel/", json={})
+    run = await tick_to_the_end(ticker, tenant, run_id)
+    assert (run["status"], run["started_at"]) == ("FAILED", run["ended_at"])
+    while (frame := await client.frame())["run_id"] != run_id or frame["data"]["ended_at"] is None:
+        pass
+    assert frame["data"] == summary_of(run)
+
+
 @pytest.mark.parametrize(("cmd", "event"), [
     ("approve_tool_call", "tool_call_approved"), ("reject_tool_call", "tool_call_rejected"),
 ])  # fmt: skip
