@@ -18,12 +18,10 @@ from harness.analysis.judges import judge_all
 from harness.analysis.slo import Slo, Verdict, overall
 from harness.analysis.validity import Finding, find_faults
 from harness.errors import ExitCode
-from harness.folders import data_folder
+from harness.folders import data_folder, find_in_checkout
 from harness.sample import Mode
 from harness.sampleset import MANIFEST, Manifest, UnreadableFile, newest_sample_set, read_sample_set
-from harness.slofile import read_slos
-
-SLO_FILE = Path("data/slo.yaml")
+from harness.slofile import SLO_FILE, read_slos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +57,6 @@ def load(samples: Sequence[str | Path] = (), slo_file: str | Path = SLO_FILE, *,
     data = build_dataset([_frames(path) for path in paths])
     findings = find_faults(data, partial=partial)
     return Evaluation(data, slos, findings, () if findings else judge_all(slos, data))
-
-
-def find_in_checkout(path: Path) -> Path:
-    """Return a path as it is if it exists or is absolute, else below the nearest folder above that has it.
-
-    So a notebook finds `data/slo.yaml` from within `notebooks/`. A path found nowhere is returned as it is.
-    """
-    if path.exists() or path.is_absolute():
-        return path
-    return next((above / path for above in Path.cwd().parents if (above / path).exists()), path)
 
 
 def _frames(path: Path) -> tuple[Manifest, pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -17,6 +17,9 @@ from harness.analysis.slo import OPS, STATISTICS, Measure, Op, Slo, Statistic
 from harness.errors import BadUsage
 from harness.sample import Endpoint, Mode
 
+SLO_FILE = Path("data/slo.yaml")
+"""The checkout's own SLOs."""
+
 
 class SloFileError(BadUsage):
     """A file of promises cannot be used. `document` counts from 1; 0 when the file as a whole is at fault."""
