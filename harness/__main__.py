@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import msgspec
 
+from harness.arrivals import RUNS_MAX
 from harness.errors import BadUsage, ExitCode, HarnessError
 from harness.folders import data_folder, keep_caches_here
 from harness.generator import Plan
@@ -33,7 +34,6 @@ from harness.summary import summarise
 from harness.target import Target, named_target, own_stack
 from harness.workspaces import SNAPSHOT_RATE_PER_S
 
-RUNS_MAX = 100_000
 CHILDREN_MAX = 4  # the service's cap of pending subruns per parent
 SECONDS_MAX = 86_400.0  # no interval of a load test is longer than a day
 CLOSED_MODES = [str(mode) for mode in (Mode.SMOKE, Mode.BURST, Mode.SOAK)]

@@ -66,7 +66,7 @@ class Notebook:
     def contents(self) -> str:
         """Return the headings of its sections, in a row."""
         lines = (line for cell in self.node.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
-        return ", ".join(line.removeprefix("## ").lower() for line in lines if line.startswith("## "))
+        return ", ".join(line[3:4].lower() + line[4:] for line in lines if line.startswith("## "))
 
 
 def find_notebooks(names: Sequence[str] | None, folder: Path) -> tuple[Notebook, ...]:

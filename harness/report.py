@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from harness import pages, verdictfile
+from harness.analysis.display import unbroken
 from harness.errors import BadUsage, ExitCode, HarnessError
 from harness.evaluation import Evaluation, load
 from harness.execution import page_of, run_notebook
@@ -89,7 +90,7 @@ def _show(request: Request, folder: Path, evaluation: Evaluation) -> list[pages.
         said = {name: value for name, value in parameters.items() if name not in {"samples", "slo_file"}}
         line = f"{pages.footer(evaluation)} Parameters: {json.dumps(said)}."
         resources = {"css": pages.style(), "title": page.title, "pages": shown, "here": page.file, "footer": line}
-        markup = page_of(executed, resources)
+        markup = unbroken(page_of(executed, resources))
         if len(markup.encode()) > PAGE_BYTES_MAX:
             raise PageTooLarge(notebook.name, len(markup.encode()))
         (folder / page.file).write_text(markup, encoding="utf-8")

@@ -39,7 +39,7 @@ class Instant:
     """One moment by both clocks, so that monotonic stamps can be placed in time."""
 
     monotonic_ns: int  # the clock of every *_at_ns column
-    wall_ns: int  # UTC, since 1970
+    wall_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # UTC, since 1970
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
