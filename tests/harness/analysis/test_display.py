@@ -63,10 +63,10 @@ def test_mixed_measurements_are_told_once_with_short_names_and_their_folders(tmp
     plans = [Plan(runs=5, measurement_id=name * 32, commit=commit) for name, commit in commits.items()]
     found = load([write_sample_set(tmp_path, plan) for plan in plans])
     said = "These are no repetitions of one smoke measurement, judge them apart: "
-    assert [finding.detail for finding in found.findings] == [
-        f"{said}aaaaaaaa and cccccccc on commit c0ffeec0, quota revision 1; "
-        "bbbbbbbb on commit c3b9c3b9, quota revision 1."
-    ]
+    shortly = (
+        "aaaaaaaa and cccccccc on commit c0ffeec0, quota revision 1; bbbbbbbb on commit c3b9c3b9, quota revision 1."
+    )
+    assert [finding.detail for finding in found.findings] == [said + shortly]
     assert display.sentences((), found.findings, found.folders)[1] == (
         f"{said}{OURS}-{'a' * 32} and {OURS}-{'c' * 32} on commit c0ffeec0, quota revision 1; {OURS}-{'b' * 32} on"
         " commit c3b9c3b9, quota revision 1."
