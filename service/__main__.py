@@ -15,7 +15,7 @@ from typing import Any
 
 from service.command_line import build_parser
 from service.errors import ApiError, BadUsage, Invalid, NotFound, PlimsollError, Unavailable
-from service.settings import Settings, given_addresses, settings_for, stack_folder
+from service.settings import Settings, given_addresses, is_utf8, settings_for, stack_folder
 
 BAD_USAGE = 64  # EX_USAGE of sysexits.h
 IN_THE_WAY = 1
@@ -23,7 +23,11 @@ IN_THE_WAY = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    given = build_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for number, word in enumerate(words, 1):
+        if not is_utf8(word):
+            return _complain(f"argument {number} is not valid UTF-8", BAD_USAGE)
+    given = build_parser().parse_args(words)
     try:
         return _run(given)
     except (BadUsage, ApiError) as refusal:

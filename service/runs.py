@@ -1,7 +1,7 @@
 """What a run is: its statuses, the legal ways between them, and its steps.
 
-Pure: nothing here reads a clock or a database. `advance` decides what a tick does, `commits` creates runs, `families`
-ends them together; all of them ask `require_legal` before a status changes. The table is also in docs/run-states.md,
+Pure: nothing here reads a clock or a database. `commits` creates runs, `advance` alone changes their status and asks
+`require_legal` each time, `families` has it end several together. The table is also in docs/run-states.md,
 and a test holds the two together.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import uuid_utils.compat
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db import Base
@@ -100,12 +100,12 @@ class Run(Base, kw_only=True):
     status: Mapped[str] = mapped_column(default=RunStatus.PENDING)
     """A RunStatus."""
     correlation_id: Mapped[uuid.UUID]
-    """Shared by a run and all its descendants."""
+    """Shared by a run and all its descendants: the id of the run that none of them spawned."""
     input_text: Mapped[str] = mapped_column(default="")
     channel: Mapped[str] = mapped_column(default="")
     """Where the request came from, in the caller's words."""
-    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default_factory=dict)
-    """The caller's own `metadata`; the service never reads it."""
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default_factory=dict)
+    """The caller's own `metadata`; the service never reads it. JSON keeps its text: JSONB would write 1e131071 out."""
     group_id: Mapped[str | None] = mapped_column(default=None)
     """Which group of subruns this one belongs to; null for a parent run."""
     expected_subruns: Mapped[int] = mapped_column(default=0)

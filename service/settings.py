@@ -1,6 +1,6 @@
-"""Every environment variable the service understands, read once.
+"""Every environment variable a caller may set, read once. Commands build a `Settings`, and pass it on.
 
-Nothing else in the service touches `os.environ`. Commands build a `Settings`, and pass it on.
+One more is set by the service for its own children: PROMETHEUS_MULTIPROC_DIR, which prometheus-client reads by itself.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Settings:
             raise ConfigurationError(
                 f"{missing.args[0]} is not set: set it, or start this checkout's own stack with `make up`"
             ) from None
+        if not redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise ConfigurationError("REDIS_URL must begin with redis://, rediss:// or unix://")
         return cls(
             database_url=database_url,
             redis_url=redis_url,
@@ -95,21 +97,51 @@ def _log_level(environment: Mapping[str, str]) -> str:
     return level
 
 
+_PARAMETERS = {
+    "host": "host",
+    "port": "port",
+    "user": "user",
+    "password": "password",
+    "sslmode": "ssl",
+    "target_session_attrs": "target_session_attrs",
+}
+"""Parameters of a libpq URI, and what the driver calls them."""
+
+
 def sqlalchemy_url(libpq_url: str) -> str:
-    """Turn a libpq URI, `?host=/socket/dir` included, into SQLAlchemy's form for asyncpg.
+    """Turn a libpq URI, `?host=/socket/dir` included, into SQLAlchemy's form for asyncpg, which calls `sslmode` `ssl`.
 
     Source: PostgreSQL manual, 32.1.1.2 "Connection URIs".
     """
-    parts = urlsplit(libpq_url)
+    try:
+        parts = urlsplit(libpq_url)
+        _ = parts.port
+    except ValueError as wrong:
+        raise ConfigurationError(f"DATABASE_URL is not an address: {wrong}") from None
     if parts.scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise ConfigurationError("DATABASE_URL must begin with postgresql://")
-    query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in parse_qsl(parts.query))
+    given = parse_qsl(parts.query)
+    for key, _ in given:
+        if key not in _PARAMETERS:
+            raise ConfigurationError(f"DATABASE_URL: the parameter {key} is not known; give {', '.join(_PARAMETERS)}")
+    query = "&".join(f"{_PARAMETERS[key]}={quote(value, safe='/')}" for key, value in given)
     return f"postgresql+asyncpg://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether a text of the command line or the environment was valid UTF-8; Python keeps other bytes in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def stack_folder(name: str = "up", environment: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of an embedded stack: PLIMSOLL_STACK_DIR, or else `data/stack/<name>` of this checkout."""
     given = environment.get("PLIMSOLL_STACK_DIR")
+    if given and not is_utf8(given):
+        raise ConfigurationError("PLIMSOLL_STACK_DIR is not valid UTF-8")
     return Path(given) if given else Path("data") / "stack" / name
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from sqlalchemy import text
 
+from service.api.answers import ArchiveList
 from service.archive import Damaged, Folder, FolderFault, Stored
 from service.archive.folder import PIECE_BYTES
 from service.db import Database
@@ -60,7 +61,7 @@ class Archives:
         self._database = database
         self._folder = folder
 
-    async def list(self, exchange: Exchange[None]) -> Answer:
+    async def list(self, exchange: Exchange[None]) -> Answer[ArchiveList]:
         """Return a run's bundles, newest first."""
         run_id = exchange.path_id("run_id", "run")
         row = await self._read(exchange, LIST, run_id=run_id)
@@ -68,7 +69,7 @@ class Archives:
             raise NotFound("no such run")
         return Answer(row.body.encode())
 
-    async def download(self, exchange: Exchange[None]) -> Answer:
+    async def download(self, exchange: Exchange[None]) -> Answer[bytes]:
         """Return a bundle's zip, or 304 when the caller has it."""
         archive_id = exchange.path_id("archive_id", "archive")
         row = await self._read(exchange, ONE, archive_id=archive_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,11 +13,12 @@ import msgspec
 from sqlalchemy import text
 
 from service.announce import Announcer
+from service.api.answers import Created, RunPage, RunView, Spawned
 from service.api.sight import RunFacts, Sight
 from service.api.wire import RUN_JSON
 from service.commits import Commits, Create, Spawn
 from service.db import Database
-from service.errors import Invalid, NotFound
+from service.errors import Invalid, Malformed, NotFound
 from service.exchange import Answer, Exchange, answer_json, field_headers, refuse_nul
 from service.families import cancel_run
 from service.grouping import Grouping
@@ -37,6 +37,9 @@ DEFAULT_PAGE, LARGEST_PAGE = 50, 200
 
 EMPTY_OBJECT = msgspec.Raw(b"{}")
 
+Metadata = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
+"""A JSON object of the caller's own, passed on to the database as it was written."""
+
 
 class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of POST /api/runs/."""
@@ -45,7 +48,7 @@ class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     agent_id: uuid.UUID
     input_text: str | None = None
     channel: str | None = None
-    metadata: msgspec.Raw = EMPTY_OBJECT
+    metadata: Metadata = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
     expected_subruns: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
     max_wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
 
@@ -58,7 +61,7 @@ class SpawnOptions(msgspec.Struct, forbid_unknown_fields=True):
     timeout_seconds: float | None = None
     failure_policy: str = "FAIL_FAST"
     group_id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
-    metadata: msgspec.Raw = EMPTY_OBJECT
+    metadata: Metadata = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
 
 
 class SpawnBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,11 +110,12 @@ class Runs:
         self._agents = agents
         self._agent_reads: Grouping[uuid.UUID, KnownAgent] = Grouping(self._read_agents, lanes=2)
 
-    async def create(self, exchange: Exchange[CreateBody]) -> Answer:
+    async def create(self, exchange: Exchange[CreateBody]) -> Answer[Created]:
         """Accept a run."""
         body = exchange.body
         quota = await self._admit(exchange)
         key = _idempotency_key(exchange)
+        metadata = _metadata(body.metadata, "metadata")
         asked = time.perf_counter()
         fields = await self._rates.take(body.workspace_id, quota.rates, Limit.RUN_CREATION)
         exchange.quota_ms = (time.perf_counter() - asked) * 1e3
@@ -121,12 +125,12 @@ class Runs:
                 body.agent_id,
                 body.input_text or "",
                 body.channel or "",
-                _metadata(body.metadata, "metadata"),
+                metadata,
                 body.expected_subruns,
                 body.max_wait_seconds,
                 quota,
                 key,
-                hashlib.sha256(exchange.body_bytes).digest() if key is not None else b"",
+                exchange.body_bytes if key is not None else b"",
             )
         )
         exchange.db_ms += accepted.db_ms
@@ -143,10 +147,11 @@ class Runs:
             field_headers(fields),
         )
 
-    async def spawn(self, exchange: Exchange[SpawnBody]) -> Answer:
+    async def spawn(self, exchange: Exchange[SpawnBody]) -> Answer[Spawned]:
         """Accept a subrun of a run; it uses the parent's agent."""
         run_id = exchange.path_id("run_id", "run")
         options = _require_supported(exchange.body.options or SpawnOptions())
+        metadata = _metadata(options.metadata, "options.metadata")
         facts = await self._sight.find(exchange.caller, run_id)
         quota = await self._quotas.of(facts.workspace_id)
         asked = time.perf_counter()
@@ -158,7 +163,7 @@ class Runs:
                 facts.workspace_id,
                 facts.agent_id,
                 exchange.body.input_text or "",
-                _metadata(options.metadata, "options.metadata"),
+                metadata,
                 options.group_id,
                 quota,
             )
@@ -175,13 +180,13 @@ class Runs:
             field_headers(fields),
         )
 
-    async def get(self, exchange: Exchange[None]) -> Answer:
+    async def get(self, exchange: Exchange[None]) -> Answer[RunView]:
         """Return one run."""
         run_id = exchange.path_id("run_id", "run")
         await self._sight.find(exchange.caller, run_id)
         return Answer((await self._read(exchange, run_id)).encode())
 
-    async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer:
+    async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
         """End a run and all its descendants."""
         run_id = exchange.path_id("run_id", "run")
         await self._sight.find(exchange.caller, run_id)
@@ -189,11 +194,11 @@ class Runs:
         async with self._database.begin() as connection:
             outcome = await cancel_run(connection, run_id, exchange.body.reason or "cancelled by a caller")
         exchange.db_ms = (time.perf_counter() - asked) * 1e3
-        await self._announcer.announce(outcome.events, outcome.created_at, due=True)
+        await self._announcer.announce(outcome.events, outcome.created_at, due=outcome.due)
         exchange.publish_ms = (time.perf_counter() - asked) * 1e3 - exchange.db_ms
         return Answer((await self._read(exchange, run_id)).encode())
 
-    async def list(self, exchange: Exchange[None]) -> Answer:
+    async def list(self, exchange: Exchange[None]) -> Answer[RunPage]:
         """Return a page of runs, newest first, with a cursor for the next one."""
         query = exchange.query()
         workspace_id = _query_id(query, "workspace_id") or exchange.caller.workspace_id
@@ -269,7 +274,10 @@ def _metadata(raw: msgspec.Raw, field: str) -> msgspec.Raw:
     except UnicodeDecodeError:
         raise Invalid(field, "is not valid UTF-8") from None
     if b"\\u0000" in text_:
-        refuse_nul(msgspec.json.decode(text_), field)
+        try:
+            refuse_nul(msgspec.json.decode(text_), field)
+        except RecursionError:
+            raise Malformed("the body is nested too deeply") from None
     return raw
 
 

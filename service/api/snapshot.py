@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import TextClause, text
 
+from service.api.answers import SnapshotView
 from service.api.archives import events_gone
 from service.api.sight import Sight
 from service.api.wire import CHILDREN_JSON, EVENTS_JSON, RUN_JSON, STEPS_JSON
 from service.archive.records import COVERING
-from service.db import Database, rows
+from service.db import Database, is_outage, rows
 from service.errors import Gone, Invalid, NotFound
 from service.events import Following
 from service.exchange import Answer, Exchange, field_headers
@@ -44,22 +45,23 @@ MOST_SEQ = 2**31 - 1
 
 READ = text(f"""
     SELECT q.n, r.last_seq, r.ended_at IS NOT NULL AS final, v.version,
-           r.compacted_through_seq, r.compacted_through_seq > q.since_seq AS gone,
-           CASE WHEN r.compacted_through_seq > q.since_seq
-               THEN {COVERING.format(since_seq="q.since_seq")} END AS archive_id,
-           CASE WHEN r.compacted_through_seq <= q.since_seq AND v.version IS DISTINCT FROM q.kept THEN
+           r.compacted_through_seq,
+           CASE WHEN v.gone THEN {COVERING.format(since_seq="q.since_seq")} END AS archive_id,
+           CASE WHEN NOT v.gone THEN
                json_build_object('run', {RUN_JSON}, 'steps', {STEPS_JSON}, 'events_since_seq', {EVENTS_JSON},
                                  'child_runs', {CHILDREN_JSON}, 'last_seq', r.last_seq)::text
            END AS body
     FROM json_to_recordset(CAST(:asked AS json)) AS q(n int, run_id uuid, since_seq int, kept text)
-    JOIN runs r ON r.run_id = q.run_id
-    CROSS JOIN LATERAL (
+    LEFT JOIN runs r ON r.run_id = q.run_id
+    LEFT JOIN LATERAL (
         SELECT r.last_seq || CASE WHEN r.spawned_subruns = 0 THEN ''
             ELSE (SELECT '.' || coalesce(sum(c.last_seq), 0) || '.' || count(*)
                   FROM runs c WHERE c.parent_run_id = r.run_id)
-            END AS version
-    ) v
+            END AS version, r.compacted_through_seq > q.since_seq AS gone
+    ) v ON true
+    WHERE v.gone OR v.version IS DISTINCT FROM q.kept
 """)  # noqa: S608 - constants
+"""What has changed since it was kept; a run that is kept and no longer exists has no version."""
 
 WARM_UP: list[tuple[TextClause, dict[str, Any]]] = [(READ, {"asked": "[]"})]
 """The read of nothing, to prepare it before the first request (`Database.warm`)."""
@@ -84,7 +86,9 @@ class Views:
         self._database = database
         self._kept: OrderedDict[Asked, View] = OrderedDict()
         self._kept_bytes = 0
-        self._grouping: Grouping[Asked, View] = Grouping(self._read, lanes=2)
+        self._grouping: Grouping[Asked, View] = Grouping(
+            self._read, lanes=2, retry_alone=lambda fault: not is_outage(fault)
+        )
 
     async def see(self, run_id: uuid.UUID, since_seq: int) -> View:
         """Return the snapshot as it stands now; raises NotFound, and Gone for events that were compacted."""
@@ -97,17 +101,17 @@ class Views:
             {"n": n, "run_id": run_id, "since_seq": since_seq, "kept": kept.version if kept else None}
             for n, ((run_id, since_seq), kept) in enumerate(zip(distinct, before, strict=True))
         ]
-        seen: dict[Asked, View | Gone] = {}
+        seen: dict[Asked, View | Gone | None] = dict(zip(distinct, before, strict=True))
         async with self._database.read() as connection:
             for row in await connection.execute(READ, {"asked": rows(wanted)}):
-                each, kept = distinct[row.n], before[row.n]
-                if row.gone:
+                each = distinct[row.n]
+                if row.version is None:
+                    seen[each] = None
+                elif row.body is None:
                     seen[each] = events_gone(row.compacted_through_seq, row.archive_id)
-                elif row.body is None and kept is not None:
-                    seen[each] = kept
                 else:
                     seen[each] = self._keep(each, View(row.version, row.last_seq, row.final, row.body.encode()))
-        return [seen.get(each) or NotFound("no such run") for each in asked]
+        return [seen[each] or NotFound("no such run") for each in asked]
 
     def _keep(self, asked: Asked, view: View) -> View:
         """Remember a view; the ones that were made longest ago make room."""
@@ -130,7 +134,7 @@ class Snapshots:
         self._sight = sight
         self._following = following
 
-    async def get(self, exchange: Exchange[None]) -> Answer:
+    async def get(self, exchange: Exchange[None]) -> Answer[SnapshotView]:
         """Return the snapshot, or 304 when the caller has it; with `wait`, hold the answer until there is news."""
         run_id = exchange.path_id("run_id", "run")
         since_seq, wait_s = 0, 0.0

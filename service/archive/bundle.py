@@ -46,13 +46,11 @@ class Part(NamedTuple):
     last: str | None = None  # the run's column with the newest number: from 1 to it there is no gap
     missing: str | None = None  # the run's column with the number up to which rows may be missing
     since_version: int = 1  # the first SCHEMA_VERSION that has this part
-    may_be_taken: bool = False  # a row's key may belong to another run after a purge; then the row does not come back
 
 
 PARTS = (
     Part("steps", "step_index", last="step_count"),
     Part("events", "seq", last="last_seq", missing="compacted_through_seq"),
-    Part("idempotency_keys", "key", may_be_taken=True),
 )
 """What belongs to a run, in the order in which it can be inserted: each after what it refers to."""
 

@@ -56,7 +56,7 @@ async def rehydrate(database: Database, folder: Folder, file: Path) -> uuid.UUID
                 await _insert(connection, owner.table, [bundle.owners[owner.name]], absent_only=True)
             await _insert(connection, "runs", [bundle.run])
             for part in PARTS:
-                await _insert(connection, part.table, bundle.parts.get(part.table, []), absent_only=part.may_be_taken)
+                await _insert(connection, part.table, bundle.parts.get(part.table, []))
             await connection.execute(
                 _RECORD,
                 {
