@@ -3,7 +3,8 @@
 Huey pops a task before it runs it and keeps no receipt, so a killed worker loses what it held. A ring therefore has no
 content: it says "something may be due". What is due stands in the database, and each worker sweeps: it looks for itself
 at least once a second, so a lost ring costs no more (docs/decisions/0001-database-is-the-queue.md). Once a day Huey's
-scheduler in each worker rings a second bell, for the archives; what is to be archived stands in the database too.
+scheduler in each worker rings a second bell, for the archives; whoever hears it looks in the database what is to be
+archived.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class IdempotencyKey(Base, kw_only=True):
     key: Mapped[str] = mapped_column(primary_key=True)
     body_hash: Mapped[bytes] = mapped_column(LargeBinary)
     """SHA-256 of the request's body: the same key with another body is refused."""
-    run_id: Mapped[uuid.UUID]
+    run_id: Mapped[uuid.UUID] = mapped_column(index=True)
     created_at: Mapped[dt.datetime] = mapped_column(Instant, index=True)
 
 

@@ -129,7 +129,7 @@ class ArchiveView(msgspec.Struct, frozen=True):
     download: str  # path of the zip in this API
 
 
-class ArchiveList(msgspec.Struct, frozen=True):
+class ArchivePage(msgspec.Struct, frozen=True):
     """A run's bundles, newest first."""
 
     archives: list[ArchiveView]

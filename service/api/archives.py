@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from sqlalchemy import text
 
-from service.api.answers import ArchiveList
+from service.api.answers import ArchivePage
 from service.archive import Damaged, Folder, FolderFault, Stored
 from service.archive.folder import PIECE_BYTES
 from service.db import Database
@@ -61,7 +61,7 @@ class Archives:
         self._database = database
         self._folder = folder
 
-    async def list(self, exchange: Exchange[None]) -> Answer[ArchiveList]:
+    async def list(self, exchange: Exchange[None]) -> Answer[ArchivePage]:
         """Return a run's bundles, newest first."""
         run_id = exchange.path_id("run_id", "run")
         row = await self._read(exchange, LIST, run_id=run_id)
