@@ -115,7 +115,7 @@ class RunPage(msgspec.Struct, frozen=True):
 
 
 class ArchiveView(msgspec.Struct, frozen=True):
-    """A bundle of a finished run."""
+    """A bundle of a run; `service.archive.records.RunArchive` explains each field."""
 
     archive_id: uuid.UUID
     run_id: uuid.UUID
@@ -126,7 +126,7 @@ class ArchiveView(msgspec.Struct, frozen=True):
     sha256: str
     size_bytes: int
     path: str
-    download: str
+    download: str  # path of the zip in this API
 
 
 class ArchivePage(msgspec.Struct, frozen=True):
@@ -184,3 +184,5 @@ class Problem(msgspec.Struct, frozen=True, rename={"violated_policies": "violate
     error: str
     field: str | None = None
     violated_policies: list[str] | None = None
+    archive: str | None = None  # 410 of a snapshot: path of the bundle that has the older events
+    compacted_through_seq: int | None = None  # 410 of a snapshot: the number from which to ask

@@ -51,6 +51,15 @@ QUERIES: dict[str, list[tuple[str, str, str]]] = {
 }
 
 
+LIST_RUNS = ("Runs", "list")
+
+GONE = {
+    "/api/runs/{run_id}/snapshot/": "older events were compacted; `archive` is the bundle that has them",
+    "/api/archives/{archive_id}/download/": "the bundle's file is missing or damaged",
+}
+"""What 410 means, by path."""
+
+
 class Description:
     """The endpoints that describe the others."""
 
@@ -112,7 +121,7 @@ def _operation(path: str, operation: Operation, references: dict[Any, Any]) -> d
     """Describe one method of one path."""
     name = operation.endpoint.__name__
     noun = type(getattr(operation.endpoint, "__self__", None)).__name__
-    query = QUERIES["snapshot"] if "snapshot" in path else QUERIES["list runs"] if name == "list" else []
+    query = QUERIES["snapshot"] if "snapshot" in path else QUERIES["list runs"] if (noun, name) == LIST_RUNS else []
     described: dict[str, Any] = {
         "operationId": f"{noun}.{name}",
         "summary": inspect.getdoc(operation.endpoint) or "",
@@ -140,10 +149,10 @@ def _operation(path: str, operation: Operation, references: dict[Any, Any]) -> d
                 "description": meaning,
                 "content": {"application/problem+json": {"schema": references[Problem]}},
             }
-            for status, meaning in ERRORS.items()
+            for status, meaning in (ERRORS | ({"410": GONE[path]} if path in GONE else {})).items()
             if operation.body_type is not None or status != "413"
         }
-    if query is QUERIES["snapshot"]:
+    if path in GONE:
         described["responses"]["304"] = {"description": "nothing new since the ETag in If-None-Match"}
     return described
 
@@ -151,7 +160,7 @@ def _operation(path: str, operation: Operation, references: dict[Any, Any]) -> d
 def _success(kind: Any, references: dict[Any, Any]) -> dict[str, Any]:
     if kind in references:
         return {"description": "done", "content": {"application/json": {"schema": references[kind]}}}
-    media_type = "text/plain" if kind is str else "application/json"
+    media_type = {str: "text/plain", bytes: "application/zip"}.get(kind, "application/json")
     return {"description": "done", "content": {media_type: {"schema": {}}}}
 
 

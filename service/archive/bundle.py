@@ -51,7 +51,6 @@ class Part(NamedTuple):
 PARTS = (
     Part("steps", "step_index", last="step_count"),
     Part("events", "seq", last="last_seq", missing="compacted_through_seq"),
-    Part("idempotency_keys", "key"),
 )
 """What belongs to a run, in the order in which it can be inserted: each after what it refers to."""
 

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.archive.bundle import PARTS, Damaged
-from service.archive.checkpoint import START, Cursor
+from service.archive.checkpoint import START, Cursor, select_in_order
 from service.archive.folder import At, Folder, unwatched
 from service.archive.records import Stored
 from service.db import Database
@@ -169,7 +169,7 @@ async def _lock(
         "most": most,
         **more,
     }
-    return (await connection.execute(statement, parameters)).all()
+    return await select_in_order(connection, statement, parameters)
 
 
 async def _checked(

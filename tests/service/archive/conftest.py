@@ -17,7 +17,7 @@ Rows = dict[str, list[str]]
 
 FinishRuns = Callable[..., Awaitable[list[uuid.UUID]]]
 
-TABLES = ("workspaces", "agents", "runs", "steps", "events", "idempotency_keys", "run_archives")
+TABLES = ("workspaces", "agents", "runs", "steps", "events", "run_archives")
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ def document() -> dict[str, Any]:
         },
         "steps": [{"run_id": RUN, "step_index": n} for n in (1, 2)],
         "events": [{"run_id": RUN, "seq": n} for n in (1, 3, 4)],
-        "idempotency_keys": [],
         "children": [],
     }  # fmt: skip
 
