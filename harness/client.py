@@ -26,10 +26,9 @@ from harness.address import split_url
 from harness.sample import Outcome
 from harness.samplebuffer import NAN, UNKNOWN
 
-REQUEST_TIMEOUT_S = 10.0  # an answer after so long is of no use to a user: over 30 times the slowest SLO target
-IDLE_MAX_S = (
-    4.0  # shorter than the 5 s after which uvicorn closes an idle connection, so that it is not met half-closed
-)
+REQUEST_TIMEOUT_S = 10.0  # an answer after so long is of no use to a user: over 25 times the slowest SLO target
+# Shorter than the 5 s after which uvicorn closes an idle connection, so that it is not met half-closed.
+IDLE_MAX_S = 4.0
 PEEK_AFTER_S = 0.1  # a connection idle for longer is asked (one system call) whether its peer has closed it
 ERROR_CHARS_MAX = 300  # of one line in the samples
 

@@ -18,12 +18,12 @@ from harness.analysis.judges import judge_all
 from harness.analysis.slo import Slo, Verdict, overall
 from harness.analysis.validity import Finding, find_faults
 from harness.errors import ExitCode
+from harness.folders import data_folder
 from harness.sample import Mode
 from harness.sampleset import MANIFEST, Manifest, UnreadableFile, newest_sample_set, read_sample_set
 from harness.slofile import read_slos
 
 SLO_FILE = Path("data/slo.yaml")
-SAMPLES = Path("data/samples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,9 @@ def load(samples: Sequence[str | Path] = (), slo_file: str | Path = SLO_FILE, *,
     Relative paths are those of the working directory, or else of the checkout that holds it, so that a notebook finds
     them too. Raises SampleSetError for files that cannot be read and SloFileError for promises that cannot.
     """
-    paths = [find_in_checkout(Path(path)) for path in samples] or [newest_sample_set(find_in_checkout(SAMPLES))]
+    paths = [find_in_checkout(Path(path)) for path in samples] or [
+        newest_sample_set(find_in_checkout(data_folder() / "samples"))
+    ]
     slos = read_slos(find_in_checkout(Path(slo_file)))
     data = build_dataset([_frames(path) for path in paths])
     findings = find_faults(data, partial=partial)

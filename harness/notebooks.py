@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import copy
-import functools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +39,9 @@ START_TIMEOUT_S = 60
 
 CELL_TIMEOUT_S = 600
 """No cell of ours takes more than seconds; ten minutes is one that hangs."""
+
+TEMPORARY_CHARACTERS_MAX = 70
+"""A socket's path may have 103 characters on macOS, 107 on Linux; ours adds some 25 to that of the temporary folder."""
 
 PARAMETER_TYPES: dict[str, Any] = {
     "str": str, "int": int, "float": float, "bool": bool,
@@ -125,14 +126,20 @@ def run_notebook(notebook: Notebook, parameters: Mapping[str, object], target: P
         try:
             executed: NotebookNode = papermill.execute_notebook(
                 node, str(target), parameters=dict(parameters), kernel_name="python3", cwd=str(root),
-                progress_bar=False, start_timeout=START_TIMEOUT_S, execution_timeout=CELL_TIMEOUT_S, config=config,
+                language="python", progress_bar=False, start_timeout=START_TIMEOUT_S,
+                execution_timeout=CELL_TIMEOUT_S, config=config,
                 extra_arguments=["--IPKernelApp.log_level=50"],  # it calls its own shutdown an error
             )  # fmt: skip
-            return executed
         except PapermillExecutionError as fault:
             raise NotebookFailed(notebook.name, f"{fault.ename}: {fault.evalue}") from None
         except (RuntimeError, OSError) as fault:
             raise NotebookFailed(notebook.name, f"{type(fault).__name__}: {' '.join(str(fault).split())}") from fault
+    # papermill takes sys.exit(0) for success and leaves out the cells after it.
+    skipped = [cell for cell in executed.cells if cell.cell_type == "code" and cell.execution_count is None]
+    broken = [one for cell in executed.cells for one in cell.get("outputs", []) if one.output_type == "error"]
+    if skipped or broken:
+        raise NotebookFailed(notebook.name, f"it ended early, {len(skipped)} of its cells did not run")
+    return executed
 
 
 def page_of(node: NotebookNode, resources: Mapping[str, object]) -> str:
@@ -140,6 +147,7 @@ def page_of(node: NotebookNode, resources: Mapping[str, object]) -> str:
     exporter = HTMLExporter(  # type: ignore[no-untyped-call]
         template_name="notebook", extra_template_basedirs=[str(TEMPLATES)], exclude_input=True,
         exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True,
+        exclude_anchor_links=True,
     )  # fmt: skip
     page, _ = exporter.from_notebook_node(node, resources={"plimsoll": dict(resources)})
     return page
@@ -152,19 +160,36 @@ def _parameter_model(name: str, node: NotebookNode) -> type[msgspec.Struct]:
         found = "no cell" if not cells else f"{len(cells)} cells"
         raise BadUsage(f"notebook {name} has {found} tagged `parameters`: it needs one, or its defaults would win")
     fields: list[tuple[str, Any, Any]] = []
-    for line in ast.parse(cells[0].source).body:
+    defaults: dict[str, object] = {}
+    for line in _lines(name, cells[0].source):
         if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None):
-            raise BadUsage(
-                f"notebook {name}: line {line.lineno} of its parameters is not of the form `name: type = value`"
-            )
-        written = ast.unparse(line.annotation)
+            raise BadUsage(f"notebook {name}: line {line.lineno} of its parameters is not `name: type = value`")
+        written, parameter = ast.unparse(line.annotation), line.target.id
         if written not in PARAMETER_TYPES:
             known = ", ".join(PARAMETER_TYPES)
-            raise BadUsage(f"notebook {name}: parameter {line.target.id!r} is a {written}, known are {known}")
-        default = ast.literal_eval(line.value)
-        wanted = PARAMETER_TYPES[written]
-        fields.append((line.target.id, wanted, msgspec.field(default_factory=functools.partial(copy.copy, default))))
-    return msgspec.defstruct(f"{name}_parameters", fields, frozen=True, forbid_unknown_fields=True)
+            raise BadUsage(f"notebook {name}: parameter {parameter!r} is a {written}, known are {known}")
+        try:
+            defaults[parameter] = ast.literal_eval(line.value)
+        except ValueError:
+            raise BadUsage(
+                f"notebook {name}: the default of parameter {parameter!r} is computed, not written"
+            ) from None
+        fields.append((parameter, PARAMETER_TYPES[written], msgspec.UNSET))
+    model = msgspec.defstruct(f"{name}_parameters", [(field, kind) for field, kind, _ in fields], kw_only=True)
+    try:
+        msgspec.convert(defaults, model, strict=True)
+    except msgspec.ValidationError as fault:
+        raise BadUsage(f"notebook {name}: {_plainly(str(fault))} by default") from None
+    optional = [(field, kind | msgspec.UnsetType, msgspec.UNSET) for field, kind, _ in fields]
+    return msgspec.defstruct(f"{name}_parameters", optional, frozen=True, forbid_unknown_fields=True)
+
+
+def _lines(name: str, source: str) -> list[ast.stmt]:
+    """Return a cell's statements. Raises BadUsage when it is no Python."""
+    try:
+        return ast.parse(source).body
+    except SyntaxError as fault:
+        raise BadUsage(f"notebook {name}: line {fault.lineno} of its parameters is no Python ({fault.msg})") from None
 
 
 def _read_value(name: str, text: str) -> object:
@@ -186,7 +211,8 @@ def _kernel_surroundings(root: Path) -> Iterator[Config]:
     """Give a kernel a private folder for its sockets and settings, and this harness to import; undone afterwards."""
     package = Path(harness.__file__).parent.parent
     paths = [str(root), str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with tempfile.TemporaryDirectory(prefix="plimsoll-") as private:
+    room = len(tempfile.gettempdir()) <= TEMPORARY_CHARACTERS_MAX
+    with tempfile.TemporaryDirectory(prefix="plimsoll-", dir=None if room else "/tmp") as private:  # noqa: S108 - made private
         wanted = {
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
             "JUPYTER_RUNTIME_DIR": private,
@@ -197,7 +223,6 @@ def _kernel_surroundings(root: Path) -> Iterator[Config]:
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
         try:
-            # The sockets' path is the address; it must stay short (107 characters on Linux).
             yield Config({"KernelManager": {"transport": "ipc", "ip": f"{private}/k"}})
         finally:
             for name, value in before.items():

@@ -17,9 +17,8 @@ from pathlib import Path
 from harness import pages, verdictfile
 from harness.errors import BadUsage, ExitCode, HarnessError
 from harness.evaluation import SLO_FILE, Evaluation, find_in_checkout, load
+from harness.folders import data_folder, is_chosen
 from harness.notebooks import FOLDER, Notebook, check_parameters, find_notebooks, page_of, run_notebook
-
-REPORTS = Path("data/reports")
 
 PAGE_BYTES_MAX = 2_000_000
 """A page larger than this is slow to open and to mail; its figures hold too much."""
@@ -100,7 +99,8 @@ def _make_folder(out: Path | None, evaluation: Evaluation) -> Path:
     short = re.sub(r"[^0-9A-Za-z]", "", evaluation.measurement_ids[0])[:8]
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     checkout = find_in_checkout(Path(FOLDER)).resolve().parent
-    folder = checkout / REPORTS / f"{now}-{short}" if out is None else out
+    data = data_folder() if is_chosen() else checkout / data_folder()
+    folder = (data / "reports" / f"{now}-{short}").resolve() if out is None else out
     number = 1
     while out is None and folder.exists():  # a second report of one measurement within a second
         number += 1

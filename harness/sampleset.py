@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pyarrow as pa
@@ -69,7 +69,8 @@ class Manifest:
     commit: str | None  # of this checkout, "-dirty" when files were changed; null outside a checkout
     versions: dict[str, str]
     machine: dict[str, Any]
-    quota_revision: int | None  # in force during the measurement; null when the service does not tell
+    quota_revision: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None
+    """In force during the measurement; null when the service does not tell."""
     clock: Clock
     files: dict[str, str]  # name: sha256 in hex; while incomplete, the closed files only
     complete: bool  # false until every planned request has its row

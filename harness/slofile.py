@@ -61,7 +61,7 @@ class _Indicator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     op: Op
-    value: Annotated[float, msgspec.Meta(ge=0)]
+    value: Annotated[float, msgspec.Meta(ge=0, le=1e12)]  # a verdict cannot hold infinity
 
 
 class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,7 +109,7 @@ def _slo(path: Path, index: int, document: object) -> Slo:
     here = "spec.indicator.spec.thresholdMetric.metricSource.spec"
     if source.statistic not in STATISTICS[source.measure]:
         known = ", ".join(STATISTICS[source.measure])
-        refusal = f"{source.measure} has no statistic {source.statistic!r}, only {known} ({here}.statistic)"
+        refusal = f"{source.measure} has no statistic '{source.statistic}', only {known} ({here}.statistic)"
         raise SloFileError(path, index, refusal)
     if (source.endpoint is None) == (source.measure is Measure.LATENCY):
         need = "needs an endpoint" if source.endpoint is None else "takes no endpoint"

@@ -19,16 +19,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.announce import Announcer, connect_redis
+from service.api.archives import Archives
+from service.api.openapi import Description
 from service.api.operations import Operations
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
 from service.api.sight import Sight
 from service.api.snapshot import WARM_UP as READS
 from service.api.snapshot import Snapshots, Views
 from service.api.workspaces import AgentBody, TokenBody, WorkspaceBody, WorkspacePatch, Workspaces
+from service.archive import Folder
 from service.auth import Callers, Role
 from service.commits import WARM_UP as WRITES
 from service.commits import Commits
@@ -58,6 +61,8 @@ def create_app(settings: Settings) -> Starlette:
     snapshots = Snapshots(Views(database), rates, quotas, sight, following)
     workspaces = Workspaces(database)
     operations = Operations(database, client)
+    description = Description(lambda: table)
+    archives = Archives(database, Folder(settings.archive_dir))
 
     def route(
         method: str,
@@ -84,6 +89,8 @@ def create_app(settings: Settings) -> Starlette:
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
         route("POST", "/api/runs/{run_id}/pause/", runs.pause, Role.OPERATOR, ReasonBody),
         route("POST", "/api/runs/{run_id}/resume/", runs.resume, Role.OPERATOR, ReasonBody),
+        route("GET", "/api/runs/{run_id}/archives/", archives.list, Role.VIEWER),
+        route("GET", "/api/archives/{archive_id}/download/", archives.download, Role.VIEWER),
         administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
         administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
         administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),
@@ -91,6 +98,8 @@ def create_app(settings: Settings) -> Starlette:
         route("GET", "/livez", operations.livez, None),
         route("GET", "/readyz", operations.readyz, None),
         route("GET", "/metrics", operations.metrics, None),
+        route("GET", "/openapi.json", description.openapi, None),
+        route("GET", "/docs", description.docs, None),
     ]
 
     @asynccontextmanager
@@ -126,11 +135,6 @@ async def _warm(database: Database, client: redis.asyncio.Redis) -> None:
         log.warning("started cold: a dependency does not answer yet", fault=str(faults.exceptions[0]))
 
 
-def from_environment() -> Starlette:
-    """Build the application from the environment: the factory that uvicorn is given."""
-    return create_app(Settings.from_environment())
-
-
 class Boundary:
     """Makes the trailing slash optional below /api/ without a redirect: a redirect is no 200."""
 
@@ -160,6 +164,19 @@ async def _no_route(request: Request, error: Exception) -> Response:
     else:
         known = Malformed("the request cannot be routed")
     answer = refusal(known, request.scope)
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    headers = {name.lower(): value for name, value in (getattr(error, "headers", None) or {}).items()}
+    if status == 405:  # the route that refused knows its own method only
+        headers["allow"] = ", ".join(sorted(_methods_of(request)))
     headers["server-timing"] = "auth;dur=0, quota;dur=0, db;dur=0, publish;dur=0, app;dur=0"
     return Response(answer.body, answer.status, headers, answer.content_type.decode())
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Return every method that the table has for a request's path (RFC 9110, section 15.5.6)."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    return {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }

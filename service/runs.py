@@ -1,7 +1,7 @@
 """What a run is: its statuses, the legal ways between them, and its steps.
 
-Pure: nothing here reads a clock or a database. `advance` decides what a tick does, `commits` creates runs, `families`
-ends them together; all of them ask `require_legal` before a status changes. The table is also in docs/run-states.md,
+Pure: nothing here reads a clock or a database. `commits` creates runs, `advance` alone changes their status and asks
+`require_legal` each time, `families` has it end several together. The table is also in docs/run-states.md,
 and a test holds the two together.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import uuid_utils.compat
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db import Base
@@ -111,6 +111,7 @@ class Run(Base, kw_only=True):
         Index("runs_due_idx", "next_tick_at", postgresql_where=text("next_tick_at IS NOT NULL")),
         Index("runs_live_idx", "workspace_id", postgresql_where=text("ended_at IS NULL")),
         Index("runs_newest_idx", "workspace_id", text("run_id DESC")),
+        Index("runs_ended_idx", "ended_at", "run_id", postgresql_where=text("ended_at IS NOT NULL")),
         Index("runs_children_idx", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
         {"postgresql_with": {"fillfactor": 80}},
     )
@@ -124,12 +125,12 @@ class Run(Base, kw_only=True):
     status: Mapped[str] = mapped_column(default=RunStatus.PENDING)
     """A RunStatus."""
     correlation_id: Mapped[uuid.UUID]
-    """Shared by a run and all its descendants."""
+    """Shared by a run and all its descendants: the id of the run that none of them spawned."""
     input_text: Mapped[str] = mapped_column(default="")
     channel: Mapped[str] = mapped_column(default="")
     """Where the request came from, in the caller's words."""
-    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default_factory=dict)
-    """The caller's own `metadata`; the service never reads it."""
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default_factory=dict)
+    """The caller's own `metadata`; the service never reads it. JSON keeps its text: JSONB would write 1e131071 out."""
     group_id: Mapped[str | None] = mapped_column(default=None)
     """Which group of subruns this one belongs to; null for a parent run."""
     expected_subruns: Mapped[int] = mapped_column(default=0)
@@ -146,6 +147,10 @@ class Run(Base, kw_only=True):
     step_count: Mapped[int] = mapped_column(default=0)
     last_seq: Mapped[int] = mapped_column(default=0)
     """Number of the newest event; events are numbered from 1 without gaps."""
+    archived_seq: Mapped[int] = mapped_column(default=0)
+    """Number of the newest run_archived event; 0 before the first. Below `last_seq`, something happened since."""
+    compacted_through_seq: Mapped[int] = mapped_column(default=0)
+    """Events with this number and below may be missing here; a bundle holds them. Above it there is no gap."""
     ticks: Mapped[int] = mapped_column(default=0)
     """Worker turns that changed this run."""
     epoch: Mapped[int] = mapped_column(default=0)

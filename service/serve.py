@@ -80,6 +80,7 @@ def serve_here(settings: Settings, listener: socket.socket) -> int:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,  # nothing here asks who the client is or by which scheme it came
             timeout_graceful_shutdown=GRACE_S,
         )
     )

@@ -123,8 +123,9 @@ class Tenant:
 
 FAULTS = """
     SELECT 'events of ' || runs.run_id || ' have gaps' AS fault FROM runs
-    LEFT JOIN events ON events.run_id = runs.run_id
-    GROUP BY runs.run_id HAVING count(seq) <> runs.last_seq OR max(seq) <> runs.last_seq OR min(seq) <> 1
+    LEFT JOIN events ON events.run_id = runs.run_id AND seq > runs.compacted_through_seq
+    GROUP BY runs.run_id HAVING count(seq) <> runs.last_seq - runs.compacted_through_seq
+        OR max(seq) <> runs.last_seq OR min(seq) <> runs.compacted_through_seq + 1
     UNION ALL
     SELECT 'steps of ' || runs.run_id || ' have gaps' FROM runs
     LEFT JOIN steps ON steps.run_id = runs.run_id
@@ -142,15 +143,15 @@ FAULTS = """
         OR count(child.run_id) FILTER (WHERE child.ended_at IS NULL) <> parent.pending_subruns
         OR count(child.run_id) FILTER (WHERE child.status IN ('FAILED', 'CANCELED')) <> parent.failed_subruns
     UNION ALL
-    SELECT 'group ' || g.group_id || ' of ' || g.parent_run_id || ' is miscounted' FROM subrun_groups g
-    LEFT JOIN runs child ON child.parent_run_id = g.parent_run_id AND child.group_id = g.group_id
-    GROUP BY g.parent_run_id, g.group_id
+    SELECT 'group ' || g.group_id || ' of ' || g.run_id || ' is miscounted' FROM subrun_groups g
+    LEFT JOIN runs child ON child.parent_run_id = g.run_id AND child.group_id = g.group_id
+    GROUP BY g.run_id, g.group_id
     HAVING count(child.run_id) <> g.spawned
         OR count(child.run_id) FILTER (WHERE child.ended_at IS NULL) <> g.pending
         OR count(child.run_id) FILTER (WHERE child.status IN ('FAILED', 'CANCELED')) <> g.failed
     UNION ALL
     SELECT 'the group of ' || child.run_id || ' is not known' FROM runs child
-    LEFT JOIN subrun_groups g ON g.parent_run_id = child.parent_run_id AND g.group_id = child.group_id
+    LEFT JOIN subrun_groups g ON g.run_id = child.parent_run_id AND g.group_id = child.group_id
     WHERE child.parent_run_id IS NOT NULL AND g.group_id IS NULL
     UNION ALL
     SELECT run_id || ' has nobody who will ever wake it' FROM runs
@@ -167,7 +168,8 @@ FAULTS = """
         ON parent.run_id = child.parent_run_id WHERE child.ended_at IS NULL AND parent.ended_at IS NOT NULL
     UNION ALL
     SELECT 'something happened to ' || run_id || ' after its end' FROM runs JOIN events USING (run_id)
-    WHERE seq = last_seq AND ended_at IS NOT NULL AND (event_type <> 'state_changed' OR payload->>'to' <> status)
+    WHERE ended_at IS NOT NULL AND (event_type <> 'state_changed' OR payload->>'to' <> status)
+        AND seq = (SELECT max(e.seq) FROM events e WHERE e.run_id = runs.run_id AND e.event_type <> 'run_archived')
 """
 """One row for each way in which the stored facts contradict each other."""
 

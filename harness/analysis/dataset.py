@@ -82,7 +82,10 @@ def counted_from_send(samples: pd.DataFrame) -> bool:
 
 
 def groups_of(rows: pd.DataFrame) -> Ints:
-    """Number the independent unit of each row, shape (n_rows,): its burst where runs start together, else its run."""
+    """Number the independent unit of each row, shape (n_rows,): its burst where runs start together, else its run.
+
+    Trials count from 0 at each level, so a burst is named by both.
+    """
     burst = rows["mode"].isin([mode.value for mode in GROUPED_BY_TRIAL])
-    unit = rows["root_key"].astype(str).where(~burst, rows["trial"].astype(str))
+    unit = rows["root_key"].astype(str).where(~burst, rows["level"].astype(str) + "/" + rows["trial"].astype(str))
     return np.asarray(pd.factorize(rows["measurement_id"].astype(str) + "/" + unit)[0], dtype=np.int64)

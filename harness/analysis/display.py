@@ -23,6 +23,9 @@ from harness.errors import ExitCode
 MARKS = {Status.PASS: "✓", Status.FAIL: "✗", Status.INCONCLUSIVE: "?", Status.NOT_APPLICABLE: "·"}
 """So that a verdict can be told without its colour."""
 
+ID_SHOWN = 8
+"""Characters of a measurement's id in a table, as many as its folder's name has; the footer has them all."""
+
 HEADINGS = {
     ExitCode.PASSED: "PASS",
     ExitCode.SLO_FAILED: "FAIL",
@@ -67,7 +70,9 @@ def sentences(verdicts: Collection[Verdict], findings: Sequence[Finding]) -> lis
         said = [f"{len(failed)} of {plural(len(counted), 'promises')} {'was' if len(failed) == 1 else 'were'} broken."]
     else:
         said = [f"{len(open_)} of {plural(len(counted), 'promises')} could not be settled; none was broken."]
-    said += [f"{verdict.title} ({verdict.requirement}): {verdict.reason}" for verdict in failed + open_]
+    for one in failed + open_:
+        load = f"{one.mode.value}, " if one.mode else ""
+        said.append(f"{one.title} ({load}{one.requirement}): {one.reason}")
     idle = len(verdicts) - len(counted)
     if idle:
         said.append(f"{plural(idle, 'promises')} {'is' if idle == 1 else 'are'} about other loads and not counted.")
@@ -89,7 +94,7 @@ def verdicts(found: Collection[Verdict]) -> Styler:
     """Lay out the verdicts: what was promised, what the samples prove, and why."""
     frame = pd.DataFrame(
         {
-            "Verdict": [f"{MARKS[one.verdict]} {one.verdict.value.replace('_', ' ')}" for one in found],
+            "Verdict": [f"{MARKS[one.verdict]}\u00a0{one.verdict.value.replace('_', ' ')}" for one in found],
             "Promise": [one.title + (f" ({one.mode.value})" if one.mode else "") for one in found],
             "Required": [one.requirement for one in found],
             "Measured": [measured_text(one) for one in found],
@@ -116,7 +121,7 @@ def latencies(data: Dataset) -> Styler:
             interval = "" if pd.isna(one["lower_ms"]) else f" ({_cell(one['lower_ms'])} to {_cell(one['upper_ms'])})"
             row[f"p{one['q'] * 100:g}, ms"] = value + interval
         refused = group["refusal"].dropna()
-        row["No interval"] = "" if refused.empty else _capital(str(refused.iloc[-1]))
+        row["Why no interval"] = "" if refused.empty else _capital(str(refused.iloc[-1]))
         rows.append(row)
     return _styled(pd.DataFrame(rows), numeric=("Requests", "Failed", "Mean, ms", "p50, ms", "p95, ms", "p99, ms"))
 
@@ -126,7 +131,7 @@ def runs(data: Dataset) -> Styler:
     frame = tables.run_frame(data)
     shown = pd.DataFrame(
         {
-            "Measurement": frame["measurement_id"],
+            "Measurement": frame["measurement_id"].str.slice(0, ID_SHOWN),
             "Runs": frame["runs"],
             "Count": frame["count"].map(_cell),
             "Completed": frame["completed"].map(_cell),
@@ -185,7 +190,7 @@ def measurements(data: Dataset) -> Styler:
     frame = tables.measurement_frame(data)
     shown = pd.DataFrame(
         {
-            "Measurement": frame["measurement_id"],
+            "Measurement": frame["measurement_id"].str.slice(0, ID_SHOWN),
             "Load": frame["mode"],
             "Requests": frame["requests"].map(_cell),
             "Runs": frame["runs"].map(_cell),
@@ -247,7 +252,7 @@ def _styled(frame: pd.DataFrame, numeric: Sequence[str]) -> Styler:
         if column in classes:
             classes[column] = "number"
     if "Verdict" in frame:
-        words = frame["Verdict"].str.split(" ", n=1).str[1]
+        words = frame["Verdict"].str.split("\u00a0", n=1).str[1]
         classes["Verdict"] = "verdict " + words.str.lower().str.replace(" ", "-")
     if "Reason" in frame:
         classes["Reason"] = "wide"

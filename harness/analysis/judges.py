@@ -18,6 +18,7 @@ from harness.analysis.means import MIN_UNITS, more_for_ratio, ratio_bounds
 from harness.analysis.quantiles import more_for_share, quantile, share_bounds
 from harness.analysis.slo import (
     Measure,
+    Op,
     Slo,
     Statistic,
     Status,
@@ -109,7 +110,7 @@ def judge_quantile(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     waited, unit = waited_ms(rows), f"{endpoint.value} requests"
     q = slo.statistic.q or 0.5
     allowed = round(1.0 - q, 9)
-    is_slow: Bools = np.array([not slo.op.holds(value, slo.limit) for value in waited], dtype=np.bool_)
+    is_slow: Bools = waited >= slo.limit if slo.op is Op.LT else waited > slo.limit
     effective = effective_size(is_slow, allowed, groups_of(rows), waited)
     lower, upper = share_bounds(is_slow, effective)
     status = Status.PASS if upper <= allowed else Status.FAIL if lower > allowed else Status.INCONCLUSIVE
@@ -153,7 +154,7 @@ def judge_error_share(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     if rows.empty:
         return verdict_of(slo, mode, Status.INCONCLUSIVE, f"The {mode.value} samples hold no request at all.")
     is_failed: Bools = (rows["outcome"] != Outcome.OK.value).to_numpy(dtype=bool)
-    effective = effective_size(is_failed, slo.limit, groups_of(rows))
+    effective = effective_size(is_failed, slo.limit, groups_of(rows), waited_ms(rows))
     lower, upper = share_bounds(is_failed, effective)
     status = settle(slo.op, slo.limit, lower, upper)
     more = more_for_share(is_failed, effective, slo.limit) if status is Status.INCONCLUSIVE else None

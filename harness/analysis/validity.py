@@ -224,6 +224,11 @@ def _outcomes(manifest: Manifest, samples: pd.DataFrame) -> Found:
         count = int(((samples["outcome"] == outcome.value) & wrong.astype(bool)).sum())
         if count:
             yield Fault.OUTCOME_MISMATCH, f"{plural(count, 'requests')} {words}.", count
+    strange = samples.loc[~samples["outcome"].isin([outcome.value for outcome in Outcome]), "outcome"]
+    if len(strange):
+        told = ", ".join(sorted({str(outcome) for outcome in strange})[:3])
+        detail = f"{plural(len(strange), 'requests')} ended in no outcome that is known: {told}."
+        yield Fault.OUTCOME_MISMATCH, detail, len(strange)
     unknown_end = (samples["outcome"] == Outcome.OK.value) & samples["done_at_ns"].isna() & ours
     if int(unknown_end.sum()):
         detail = f"{plural(int(unknown_end.sum()), 'requests')} are ok without a moment at which they were done."

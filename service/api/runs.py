@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,13 +14,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.announce import Announcer
+from service.api.answers import Created, RunPage, RunView, Spawned
 from service.api.sight import RunFacts, Sight
 from service.api.wire import RUN_JSON
 from service.changes import GroupOptions
 from service.commits import Commits, Create, Spawn
 from service.control import pause_run, resume_run
 from service.db import Database
-from service.errors import Invalid, NotFound
+from service.errors import Invalid, Malformed, NotFound
 from service.exchange import Answer, Exchange, answer_json, field_headers, refuse_nul
 from service.families import cancel_run
 from service.grouping import Grouping
@@ -45,6 +45,9 @@ Control: TypeAlias = Callable[[AsyncConnection, uuid.UUID, str | None], Awaitabl
 
 EMPTY_OBJECT = msgspec.Raw(b"{}")
 
+Metadata = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
+"""A JSON object of the caller's own, passed on to the database as it was written."""
+
 
 class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of POST /api/runs/."""
@@ -53,7 +56,7 @@ class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     agent_id: uuid.UUID
     input_text: str | None = None
     channel: str | None = None
-    metadata: msgspec.Raw = EMPTY_OBJECT
+    metadata: Metadata = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
     expected_subruns: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
     max_wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
 
@@ -66,7 +69,7 @@ class SpawnOptions(msgspec.Struct, forbid_unknown_fields=True):
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = None
     failure_policy: FailurePolicy | None = None
     group_id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
-    metadata: msgspec.Raw = EMPTY_OBJECT
+    metadata: Metadata = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
 
 
 class SpawnBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -115,11 +118,12 @@ class Runs:
         self._agents = agents
         self._agent_reads: Grouping[uuid.UUID, KnownAgent] = Grouping(self._read_agents, lanes=2)
 
-    async def create(self, exchange: Exchange[CreateBody]) -> Answer:
+    async def create(self, exchange: Exchange[CreateBody]) -> Answer[Created]:
         """Accept a run."""
         body = exchange.body
         quota = await self._admit(exchange)
         key = _idempotency_key(exchange)
+        metadata = _metadata(body.metadata, "metadata")
         asked = time.perf_counter()
         fields = await self._rates.take(body.workspace_id, quota.rates, Limit.RUN_CREATION)
         exchange.quota_ms = (time.perf_counter() - asked) * 1e3
@@ -129,12 +133,12 @@ class Runs:
                 body.agent_id,
                 body.input_text or "",
                 body.channel or "",
-                _metadata(body.metadata, "metadata"),
+                metadata,
                 body.expected_subruns,
                 body.max_wait_seconds,
                 quota,
                 key,
-                hashlib.sha256(exchange.body_bytes).digest() if key is not None else b"",
+                exchange.body_bytes if key is not None else b"",
             )
         )
         exchange.db_ms += accepted.db_ms
@@ -151,10 +155,11 @@ class Runs:
             field_headers(fields),
         )
 
-    async def spawn(self, exchange: Exchange[SpawnBody]) -> Answer:
+    async def spawn(self, exchange: Exchange[SpawnBody]) -> Answer[Spawned]:
         """Accept a subrun of a run; it uses the parent's agent."""
         run_id = exchange.path_id("run_id", "run")
         options = exchange.body.options or SpawnOptions()
+        metadata = _metadata(options.metadata, "options.metadata")
         facts = await self._sight.find(exchange.caller, run_id)
         quota = await self._quotas.of(facts.workspace_id)
         _require_reachable(options.quorum, quota)
@@ -167,7 +172,7 @@ class Runs:
                 facts.workspace_id,
                 facts.agent_id,
                 exchange.body.input_text or "",
-                _metadata(options.metadata, "options.metadata"),
+                metadata,
                 options.group_id,
                 quota,
                 GroupOptions(options.join_policy, options.failure_policy, options.quorum, options.timeout_seconds),
@@ -185,25 +190,25 @@ class Runs:
             field_headers(fields),
         )
 
-    async def get(self, exchange: Exchange[None]) -> Answer:
+    async def get(self, exchange: Exchange[None]) -> Answer[RunView]:
         """Return one run."""
         run_id = exchange.path_id("run_id", "run")
         await self._sight.find(exchange.caller, run_id)
         return Answer((await self._read(exchange, run_id)).encode())
 
-    async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer:
+    async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
         """End a run and all its descendants."""
         return await self._control(exchange, cancel_run, "cancelled by a caller")
 
-    async def pause(self, exchange: Exchange[ReasonBody]) -> Answer:
+    async def pause(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
         """Stop a run, and not its subruns."""
         return await self._control(exchange, pause_run, "paused by a caller")
 
-    async def resume(self, exchange: Exchange[ReasonBody]) -> Answer:
+    async def resume(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
         """Let a paused run go on from where it was paused."""
         return await self._control(exchange, resume_run, "resumed by a caller")
 
-    async def _control(self, exchange: Exchange[ReasonBody], control: Control, default_reason: str) -> Answer:
+    async def _control(self, exchange: Exchange[ReasonBody], control: Control, default_reason: str) -> Answer[RunView]:
         """Do what a caller wants with a run, announce it, and answer with the run."""
         run_id = exchange.path_id("run_id", "run")
         await self._sight.find(exchange.caller, run_id)
@@ -215,7 +220,7 @@ class Runs:
         exchange.publish_ms = (time.perf_counter() - asked) * 1e3 - exchange.db_ms
         return Answer((await self._read(exchange, run_id)).encode())
 
-    async def list(self, exchange: Exchange[None]) -> Answer:
+    async def list(self, exchange: Exchange[None]) -> Answer[RunPage]:
         """Return a page of runs, newest first, with a cursor for the next one."""
         query = exchange.query()
         workspace_id = _query_id(query, "workspace_id") or exchange.caller.workspace_id
@@ -291,7 +296,10 @@ def _metadata(raw: msgspec.Raw, field: str) -> msgspec.Raw:
     except UnicodeDecodeError:
         raise Invalid(field, "is not valid UTF-8") from None
     if b"\\u0000" in text_:
-        refuse_nul(msgspec.json.decode(text_), field)
+        try:
+            refuse_nul(msgspec.json.decode(text_), field)
+        except RecursionError:
+            raise Malformed("the body is nested too deeply") from None
     return raw
 
 

@@ -240,12 +240,12 @@ def test_a_harness_that_is_ended_leaves_a_readable_set_that_is_not_complete(
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, object]]:
     """What the report was asked for; it answers that some SLO failed."""
-    asked: list[tuple[object, ...]] = []
+    asked: list[tuple[object, object]] = []
 
-    def judge(samples: list[Path], notebooks: list[str] | None, out: Path | None, partial: bool) -> int:
-        asked.append((samples, notebooks, out, partial))
+    def judge(samples: list[Path], **options: object) -> int:
+        asked.append((samples, options))
         sys.stdout.write("verdict: FAIL\n")
         return 1
 
@@ -256,16 +256,24 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
 
 def test_a_gated_run_exits_as_the_report_of_its_own_samples(
-    running: RunningModel, data: Path, judged: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+    running: RunningModel, data: Path, judged: list[tuple[object, object]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(*RUN, "--runs", "1", "--url", running.url, "--token", "t", "--gate", "--json") == 1
-    assert judged == [([newest_sample_set(data / "samples")], None, None, False)]
+    assert judged == [([newest_sample_set(data / "samples")], {})]
     out, err = capsys.readouterr()
     assert json.loads(out)["complete"] is True  # the report's words do not get into the object
     assert "verdict: FAIL" in err
 
 
-def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[tuple[object, ...]]) -> None:
+def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[tuple[object, object]]) -> None:
     words = ("--samples", str(tmp_path), str(tmp_path), "--notebooks", "a, b", "--out", "there", "--partial")
-    assert exit_code("report", *words) == 1
-    assert judged == [([tmp_path, tmp_path], ["a", "b"], Path("there"), True)]
+    more = ("--slo", "mine.yaml", "--parameter", "slowest=5", "--parameter", "title=a=b")
+    assert exit_code("report", *words, *more) == 1
+    options = {
+        "notebooks": ["a", "b"],
+        "out": Path("there"),
+        "partial": True,
+        "slo_file": Path("mine.yaml"),
+        "parameters": {"slowest": "5", "title": "a=b"},
+    }
+    assert judged == [([tmp_path, tmp_path], options)]

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -85,9 +86,15 @@ def redis_url(stack: Stack) -> str:
 
 
 @pytest.fixture(scope="session")
-def url(database_url: str, redis_url: str) -> Iterator[str]:
+def archive_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the service looks for bundles."""
+    return tmp_path_factory.mktemp("archives")
+
+
+@pytest.fixture(scope="session")
+def url(database_url: str, redis_url: str, archive_dir: Path) -> Iterator[str]:
     """Where the service listens: the real application in a thread and an event loop of its own."""
-    app = create_app(Settings(database_url, redis_url, log_level="error"))
+    app = create_app(Settings(database_url, redis_url, log_level="error", archive_dir=archive_dir))
     server = ReadyServer(
         uvicorn.Config(app, port=0, loop="none", http="httptools", log_level="error", server_header=False)
     )

@@ -12,6 +12,9 @@ import pytest
 from sqlalchemy import text
 
 from service.db import Database
+from service.idempotency import IdempotencyKeys, KeyedWrite
+from service.runs import new_id
+from service.workspaces import create_agent
 
 ABSENT = "01a00000-0000-7000-8000-000000000000"
 
@@ -166,17 +169,24 @@ async def test_a_refused_create_gives_its_key_back(tenant: Any, database: Databa
     assert (await tenant.operator.post("/api/runs/", json=body, headers=key)).status_code == 200
 
 
-async def test_one_write_that_cannot_be_stored_fails_alone(new_tenant: Callable[..., Awaitable[Any]]) -> None:
+async def test_one_write_that_cannot_be_stored_fails_alone(
+    new_tenant: Callable[..., Awaitable[Any]], database: Database
+) -> None:
     tenant = await new_tenant("calibration")
     good = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id)}
-    too_large_a_number = '{"n": ' + "9" * 200_000 + "}"  # valid JSON, more digits than PostgreSQL's numeric has
-    bad = f'{{"workspace_id":"{tenant.workspace_id}","agent_id":"{tenant.agent_id}","metadata":{too_large_a_number}}}'
+    async with database.begin() as connection:
+        lost = await create_agent(connection, tenant.workspace_id, "lost")
+    bad = {**good, "agent_id": str(lost)}
+    refused = await tenant.operator.post("/api/runs/", json={**bad, "metadata": 7})
+    assert refused.status_code == 422  # and the service has met the agent
+    async with database.begin() as connection:
+        await connection.execute(text("DELETE FROM agents WHERE agent_id = :lost"), {"lost": lost})
     answers = await asyncio.gather(
         *(tenant.operator.post("/api/runs/", json=good) for _ in range(10)),
-        tenant.operator.post("/api/runs/", content=bad),
+        tenant.operator.post("/api/runs/", json=bad),
         *(tenant.operator.post("/api/runs/", json=good) for _ in range(10)),
     )
-    assert [answer.status_code for answer in answers] == [200] * 10 + [422] + [200] * 10
+    assert [answer.status_code for answer in answers] == [200] * 10 + [503] + [200] * 10
 
 
 async def test_caps_hold_when_many_ask_at_once(tenant: Any) -> None:
@@ -264,3 +274,19 @@ async def test_what_is_written_is_in_the_database_before_the_answer(tenant: Any,
             {"run_id": run_id},
         )
         assert found.one()._asdict() == {"status": "PENDING", "last_seq": 1, "due": True}
+
+
+async def test_a_key_is_forgotten_after_a_day_and_may_be_used_again(tenant: Any, database: Database) -> None:
+    body = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id)}
+    key = {"idempotency-key": "daily"}
+    first = (await tenant.operator.post("/api/runs/", json=body, headers=key)).json()["run_id"]
+    async with database.begin() as connection:
+        await connection.execute(
+            text("UPDATE idempotency_keys SET created_at = created_at - interval '25 hours' WHERE run_id = :run_id"),
+            {"run_id": first},
+        )
+        assert (
+            await IdempotencyKeys().claim(connection, [KeyedWrite(tenant.workspace_id, "other", b"", new_id())]) == {}
+        )
+    second = (await tenant.operator.post("/api/runs/", json=body, headers=key)).json()["run_id"]
+    assert second != first
