@@ -18,6 +18,10 @@ PYTHON ?=
 # hundred are worth only some dozen independent ones on a busy machine; 320 runs leave room for that.
 REPORT_RUNS ?= 320
 
+# How long the simulator runs, and from which seed: `make test` takes a hundred thousand steps, a night ten million.
+STEPS ?= 1000000
+SEED ?= 0
+
 # More arguments for the stack, for example UP_ARGS='--port 0' (a free port) or UP_ARGS='--workers 2'.
 UP_ARGS ?=
 
@@ -117,6 +121,10 @@ streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs
 .PHONY: test
 test: $(STAMP) ## Every test that needs no special machine, real PostgreSQL and Redis included
 	@$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: simulate
+simulate: $(STAMP) ## The engine in a world of faults: make simulate STEPS=10000000 SEED=0
+	@$(PY) -m tests.simulator --steps $(STEPS) --seed $(SEED)
 
 .PHONY: check
 check: $(STAMP) ## Lint, format, types, import layers, docs

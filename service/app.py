@@ -109,6 +109,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         route("GET", "/api/runs/", runs.list, Role.VIEWER),
         route("GET", "/api/runs/{run_id}/", runs.get, Role.VIEWER),
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/runs/{run_id}/pause/", runs.pause, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/runs/{run_id}/resume/", runs.resume, Role.OPERATOR, ReasonBody),
         route("GET", "/api/runs/{run_id}/archives/", archives.list, Role.VIEWER),
         route("GET", "/api/archives/{archive_id}/download/", archives.download, Role.VIEWER),
         route("POST", "/api/ws-tickets/", office.issue, Role.VIEWER, TicketBody),

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from service.events import EventType
+from service.joins import FailurePolicy, GroupState, JoinPolicy
 from service.runs import RunStatus, StepKind
 from service.workspaces import QuotaClass
 
@@ -56,6 +57,7 @@ class RunView(msgspec.Struct, frozen=True):
     step_count: int
     last_seq: int
     ticks: int
+    paused_from: RunStatus | None
     error_summary: str | None
     created_at: dt.datetime
     started_at: dt.datetime | None
@@ -97,13 +99,30 @@ class ChildView(msgspec.Struct, frozen=True):
     ended_at: dt.datetime | None
 
 
+class GroupView(msgspec.Struct, frozen=True):
+    """A group of subruns; `service.joins.SubrunGroup` explains each field."""
+
+    group_id: str
+    join_policy: JoinPolicy
+    failure_policy: FailurePolicy
+    quorum: int | None
+    timeout_seconds: float | None
+    deadline_at: dt.datetime | None
+    spawned: int
+    pending: int
+    failed: int
+    state: GroupState
+    decided_at: dt.datetime | None
+
+
 class SnapshotView(msgspec.Struct, frozen=True):
-    """A run with its steps, its children, and the events after the asked number."""
+    """A run with its steps, its children and their groups, and the events after the asked number."""
 
     run: RunView
     steps: list[StepView]
     events_since_seq: list[EventView]
     child_runs: list[ChildView]
+    groups: list[GroupView]
     last_seq: int
 
 

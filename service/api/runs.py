@@ -1,4 +1,4 @@
-"""Runs: create, list, read, spawn a subrun, cancel. The snapshot that clients poll has a file of its own."""
+"""Runs: create, list, read, spawn a subrun, cancel, pause, resume. The snapshot that clients poll: `snapshot`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import base64
 import binascii
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.announce import Announcer
 from service.api.answers import Created, RunPage, RunView, Spawned
 from service.api.sight import RunFacts, Sight
 from service.api.wire import RUN_JSON
+from service.changes import GroupOptions
 from service.commits import Commits, Create, Spawn
+from service.control import pause_run, resume_run
 from service.db import Database
 from service.errors import Invalid, Malformed, NotFound
 from service.exchange import Answer, Exchange, answer_json, field_headers, refuse_nul
 from service.families import cancel_run
 from service.grouping import Grouping
+from service.joins import FailurePolicy, JoinPolicy
+from service.ledger import Written
 from service.quota.inforce import Quotas
 from service.quota.limits import Limit, Quota
 from service.quota.rates import Rates
@@ -34,6 +39,9 @@ MAX_KEY_CHARACTERS = 255
 DEFAULT_PAGE, LARGEST_PAGE = 50, 200
 """Runs in one page of a list."""
 
+
+Control: TypeAlias = Callable[[AsyncConnection, uuid.UUID, str | None], Awaitable[Written]]
+"""Something that a caller does to one run, inside a transaction."""
 
 EMPTY_OBJECT = msgspec.Raw(b"{}")
 
@@ -54,12 +62,12 @@ class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SpawnOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """How a subrun joins its parent."""
+    """How a subrun joins its parent. What is left out is as the group has it, or the default when it has nobody yet."""
 
-    join_policy: str = "WAIT_ALL"
-    quorum: int | None = None
-    timeout_seconds: float | None = None
-    failure_policy: str = "FAIL_FAST"
+    join_policy: JoinPolicy | None = None
+    quorum: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = None
+    failure_policy: FailurePolicy | None = None
     group_id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     metadata: Metadata = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
 
@@ -150,10 +158,11 @@ class Runs:
     async def spawn(self, exchange: Exchange[SpawnBody]) -> Answer[Spawned]:
         """Accept a subrun of a run; it uses the parent's agent."""
         run_id = exchange.path_id("run_id", "run")
-        options = _require_supported(exchange.body.options or SpawnOptions())
+        options = exchange.body.options or SpawnOptions()
         metadata = _metadata(options.metadata, "options.metadata")
         facts = await self._sight.find(exchange.caller, run_id)
         quota = await self._quotas.of(facts.workspace_id)
+        _require_reachable(options.quorum, quota)
         asked = time.perf_counter()
         fields = await self._rates.take(facts.workspace_id, quota.rates, Limit.SUBRUN_SPAWN)
         exchange.quota_ms = (time.perf_counter() - asked) * 1e3
@@ -166,6 +175,7 @@ class Runs:
                 metadata,
                 options.group_id,
                 quota,
+                GroupOptions(options.join_policy, options.failure_policy, options.quorum, options.timeout_seconds),
             )
         )
         exchange.db_ms, exchange.publish_ms = accepted.db_ms, accepted.publish_ms
@@ -188,11 +198,23 @@ class Runs:
 
     async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
         """End a run and all its descendants."""
+        return await self._control(exchange, cancel_run, "cancelled by a caller")
+
+    async def pause(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
+        """Stop a run, and not its subruns."""
+        return await self._control(exchange, pause_run, "paused by a caller")
+
+    async def resume(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
+        """Let a paused run go on from where it was paused."""
+        return await self._control(exchange, resume_run, "resumed by a caller")
+
+    async def _control(self, exchange: Exchange[ReasonBody], control: Control, default_reason: str) -> Answer[RunView]:
+        """Do what a caller wants with a run, announce it, and answer with the run."""
         run_id = exchange.path_id("run_id", "run")
         await self._sight.find(exchange.caller, run_id)
         asked = time.perf_counter()
         async with self._database.begin() as connection:
-            outcome = await cancel_run(connection, run_id, exchange.body.reason or "cancelled by a caller")
+            outcome = await control(connection, run_id, exchange.body.reason or default_reason)
         exchange.db_ms = (time.perf_counter() - asked) * 1e3
         await self._announcer.announce(outcome.events, outcome.created_at, due=outcome.due)
         exchange.publish_ms = (time.perf_counter() - asked) * 1e3 - exchange.db_ms
@@ -281,17 +303,11 @@ def _metadata(raw: msgspec.Raw, field: str) -> msgspec.Raw:
     return raw
 
 
-def _require_supported(options: SpawnOptions) -> SpawnOptions:
-    """Raise Invalid for what this version does not do; nothing is accepted and then ignored."""
-    if options.join_policy != "WAIT_ALL":
-        raise Invalid("options.join_policy", f"only WAIT_ALL is supported, not {options.join_policy!r}")
-    if options.failure_policy != "FAIL_FAST":
-        raise Invalid("options.failure_policy", f"only FAIL_FAST is supported, not {options.failure_policy!r}")
-    if options.quorum is not None:
-        raise Invalid("options.quorum", "belongs to the join policy QUORUM, which is not supported; leave it out")
-    if options.timeout_seconds is not None:
-        raise Invalid("options.timeout_seconds", "belongs to the join policy TIMEOUT, which is not supported")
-    return options
+def _require_reachable(quorum: int | None, quota: Quota) -> None:
+    """Raise Invalid for a quorum of more subruns than a parent may have pending: it might never be met."""
+    most = quota.pending_subruns
+    if quorum is not None and most is not None and quorum > most:
+        raise Invalid("options.quorum", f"give 1 to {most}: a run may have {most} pending subruns, not {quorum}")
 
 
 def _idempotency_key(exchange: Exchange[Any]) -> str | None:

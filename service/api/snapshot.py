@@ -1,10 +1,11 @@
 """The snapshot that clients poll: the run, its steps, its children, and the events since a sequence number.
 
 All polls that wait in one turn of the loop share one query, in which PostgreSQL also builds the JSON. What was built is
-kept under the version that it shows: the run's `last_seq` together with its children's. Every change of what a
-snapshot shows appends an event somewhere in that family, so a kept snapshot is right for as long as the version
-stands, and nothing ever expires. (Purging children appends nothing, so the version counts the children too.) The query
-is told which version is kept and builds only what has changed; for events that were compacted it answers with a bundle.
+kept under the version that it shows: the run's `last_seq` together with its children's, and how many groups were
+decided. Every change of what a snapshot shows appends an event somewhere in that family, or decides a group whose time
+is over, so a kept snapshot is right for as long as the version stands, and nothing ever expires. (Purging children
+appends nothing, so the version counts the children too.) The query is told which version is kept and builds only what
+has changed; for events that were compacted it answers with a bundle.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sqlalchemy import TextClause, text
 from service.api.answers import SnapshotView
 from service.api.archives import events_gone
 from service.api.sight import Sight
-from service.api.wire import CHILDREN_JSON, EVENTS_JSON, RUN_JSON, STEPS_JSON
+from service.api.wire import CHILDREN_JSON, EVENTS_JSON, GROUPS_JSON, RUN_JSON, STEPS_JSON
 from service.archive.records import COVERING
 from service.db import Database, is_outage, rows
 from service.errors import Gone, Invalid, NotFound
@@ -49,7 +50,7 @@ READ = text(f"""
            CASE WHEN v.gone THEN {COVERING.format(since_seq="q.since_seq")} END AS archive_id,
            CASE WHEN NOT v.gone THEN
                json_build_object('run', {RUN_JSON}, 'steps', {STEPS_JSON}, 'events_since_seq', {EVENTS_JSON},
-                                 'child_runs', {CHILDREN_JSON}, 'last_seq', r.last_seq)::text
+                                 'child_runs', {CHILDREN_JSON}, 'groups', {GROUPS_JSON}, 'last_seq', r.last_seq)::text
            END AS body
     FROM json_to_recordset(CAST(:asked AS json)) AS q(n int, run_id uuid, since_seq int, kept text)
     LEFT JOIN runs r ON r.run_id = q.run_id
@@ -57,6 +58,7 @@ READ = text(f"""
         SELECT r.last_seq || CASE WHEN r.spawned_subruns = 0 THEN ''
             ELSE (SELECT '.' || coalesce(sum(c.last_seq), 0) || '.' || count(*)
                   FROM runs c WHERE c.parent_run_id = r.run_id)
+              || (SELECT '.' || count(g.decided_at) FROM subrun_groups g WHERE g.run_id = r.run_id)
             END AS version, r.compacted_through_seq > q.since_seq AS gone
     ) v ON true
     WHERE v.gone OR v.version IS DISTINCT FROM q.kept

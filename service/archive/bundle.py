@@ -25,7 +25,7 @@ from service.errors import PlimsollError
 FORMAT = "plimsoll.run_snapshot"
 """What the document says it is."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Form of the document; one more whenever PARTS grows or something changes its meaning."""
 
 MOST_ZIP_BYTES = 256 << 20
@@ -51,6 +51,7 @@ class Part(NamedTuple):
 PARTS = (
     Part("steps", "step_index", last="step_count"),
     Part("events", "seq", last="last_seq", missing="compacted_through_seq"),
+    Part("subrun_groups", "group_id", since_version=2),
 )
 """What belongs to a run, in the order in which it can be inserted: each after what it refers to."""
 

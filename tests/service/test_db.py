@@ -15,7 +15,7 @@ from service.archive import RunArchive
 from service.db import Base, Database, is_outage, migrate
 
 EVERY_TABLE = {
-    "agents", "events", "idempotency_keys", "run_archives", "runs", "steps", "tokens", "workspaces",
+    "agents", "events", "idempotency_keys", "run_archives", "runs", "steps", "subrun_groups", "tokens", "workspaces",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from service.api.answers import ArchivePage, ArchiveView
 from service.archive import Folder, Made, compact_events, create_checkpoint, purge
-from service.archive.bundle import unpack
+from service.archive.bundle import SCHEMA_VERSION, unpack
 from service.db import Database
 from service.events import EventType
 
@@ -65,7 +65,7 @@ async def test_a_runs_bundles_are_listed(tenant: Any, archive: Archive) -> None:
         "created_at": None,
         "last_seq": 3,
         "compacted_through_seq": 0,
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "sha256": made.sha256,
         "size_bytes": made.size_bytes,
         "path": made.path,

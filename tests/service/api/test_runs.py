@@ -111,16 +111,22 @@ async def test_a_final_run_spawns_nothing(tenant: Any, database: Database) -> No
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"join_policy": "WAIT_ANY"}, "options.join_policy"),
-        ({"failure_policy": "IGNORE_FAILURE"}, "options.failure_policy"),
+        ({"join_policy": "WAIT_SOME"}, "options.join_policy"),
+        ({"failure_policy": "SHRUG"}, "options.failure_policy"),
         ({"quorum": 2}, "options.quorum"),
-        ({"timeout_seconds": 3}, "options.timeout_seconds"),
+        ({"join_policy": "QUORUM"}, "options.quorum"),
+        ({"join_policy": "QUORUM", "quorum": 0}, "options.quorum"),
+        ({"join_policy": "QUORUM", "quorum": 5}, "options.quorum"),
+        ({"join_policy": "QUORUM", "quorum": 1.5}, "options.quorum"),
+        ({"join_policy": "TIMEOUT"}, "options.timeout_seconds"),
+        ({"join_policy": "TIMEOUT", "timeout_seconds": 0}, "options.timeout_seconds"),
+        ({"join_policy": "TIMEOUT", "timeout_seconds": 86_401}, "options.timeout_seconds"),
         ({"group_id": ""}, "options.group_id"),
         ({"metadata": [1]}, "options.metadata"),
         ({"colour": "red"}, "options.colour"),
     ],
 )
-async def test_an_unsupported_spawn_option_is_refused_by_name(tenant: Any, options: dict[str, Any], field: str) -> None:
+async def test_a_bad_spawn_option_is_refused_by_name(tenant: Any, options: dict[str, Any], field: str) -> None:
     run_id = (await tenant.create())["run_id"]
     answer = await tenant.operator.post(f"/api/runs/{run_id}/spawn_subrun/", json={"options": options})
     assert (answer.status_code, answer.json()["field"]) == (422, field)
@@ -222,6 +228,8 @@ async def test_a_foreign_object_and_an_absent_one_are_told_alike(
         ("GET", "/api/runs/{}/snapshot/", {}),
         ("POST", "/api/runs/{}/spawn_subrun/", {"json": {}}),
         ("POST", "/api/runs/{}/cancel/", {"json": {}}),
+        ("POST", "/api/runs/{}/pause/", {"json": {}}),
+        ("POST", "/api/runs/{}/resume/", {"json": {}}),
     ]
     for method, path, more in routes:
         foreign, absent = await ask(method, path, run_id, **more), await ask(method, path, ABSENT, **more)
@@ -251,6 +259,8 @@ async def test_a_viewer_reads_and_changes_nothing(tenant: Any) -> None:
         ("/api/runs/", body),
         (f"/api/runs/{run_id}/spawn_subrun/", {}),
         (f"/api/runs/{run_id}/cancel/", {}),
+        (f"/api/runs/{run_id}/pause/", {}),
+        (f"/api/runs/{run_id}/resume/", {}),
     ):
         answer = await viewer.post(path, json=sent)
         assert (answer.status_code, answer.json()["type"]) == (403, "urn:plimsoll:problem:role-too-low"), path

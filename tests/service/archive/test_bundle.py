@@ -13,7 +13,7 @@ import pytest
 
 from service.archive import Damaged
 from service.archive import bundle as bundles
-from service.archive.bundle import MEMBER, pack, parse, unpack
+from service.archive.bundle import MEMBER, SCHEMA_VERSION, pack, parse, unpack
 
 RUN, WORKSPACE, AGENT, ARCHIVE = (str(uuid.UUID(int=n)) for n in range(1, 5))
 PATH = f"run_archives/{RUN}/run_snapshot_20261123T031700.123456Z.json.zip"
@@ -23,7 +23,7 @@ def document() -> dict[str, Any]:
     """Return a whole document of a run with two steps and four events, of which the second was compacted."""
     return {
         "format": "plimsoll.run_snapshot",
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "archive": {
             "archive_id": ARCHIVE, "run_id": RUN, "path": PATH, "last_seq": 4, "created_at": "2026-11-23T03:17:00Z",
         },
@@ -36,6 +36,7 @@ def document() -> dict[str, Any]:
         },
         "steps": [{"run_id": RUN, "step_index": n} for n in (1, 2)],
         "events": [{"run_id": RUN, "seq": n} for n in (1, 3, 4)],
+        "subrun_groups": [],
         "children": [],
     }  # fmt: skip
 
@@ -51,6 +52,13 @@ def zipped(*members: tuple[str, bytes], compression: int = zipfile.ZIP_DEFLATED)
         for name, content in members:
             archive.writestr(name, content)
     return made.getvalue()
+
+
+def test_a_bundle_from_before_groups_is_read() -> None:
+    old = document() | {"schema_version": 1}
+    del old["subrun_groups"]
+
+    assert (parse(encoded(old)).schema_version, list(parse(encoded(old)).parts)) == (1, ["steps", "events"])
 
 
 def test_the_same_document_gives_the_same_bytes() -> None:
@@ -117,7 +125,7 @@ OTHER = str(uuid.UUID(int=9))
     ("change", "sentence"),
     [
         (put("other", "format"), "format: not plimsoll.run_snapshot"),
-        (put(2, "schema_version"), "schema_version: 2 is unknown here; 1 to 1 are read"),
+        (put(3, "schema_version"), "schema_version: 3 is unknown here; 1 to 2 are read"),
         (drop("schema_version"), "schema_version: None is unknown here"),
         (drop("events"), "the document has no events"),
         (drop("agent"), "the document has no agent"),
