@@ -18,12 +18,12 @@ PYTHON ?=
 # hundred are worth only some dozen independent ones on a busy machine; 320 runs leave room for that.
 REPORT_RUNS ?= 320
 
-# More arguments for the stack, for example UP_ARGS='--port 0' (a free port) or UP_ARGS='--workers 2'.
-UP_ARGS ?=
-
 # How long the simulator runs, and from which seed: `make test` takes a hundred thousand steps, a night ten million.
 STEPS ?= 1000000
 SEED ?= 0
+
+# More arguments for the stack, for example UP_ARGS='--port 0' (a free port) or UP_ARGS='--workers 2'.
+UP_ARGS ?=
 
 # More arguments for pytest, for example PYTEST_ARGS='tests/harness -q'.
 PYTEST_ARGS ?=

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import math
 import os
 import sys
@@ -16,22 +17,24 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import msgspec
 
+from harness.arrivals import RUNS_MAX
 from harness.bench import GROUPS
 from harness.errors import BadUsage, ExitCode, HarnessError
-from harness.folders import data_folder
+from harness.folders import data_folder, keep_caches_here
 from harness.generator import Plan
 from harness.measurement import measure
+from harness.request import Request, check_request, require_judgeable
 from harness.sample import Mode
 from harness.sampleset import read_sample_set
+from harness.slofile import SLO_FILE
 from harness.summary import summarise
 from harness.target import Target, named_target, own_stack
 from harness.workspaces import SNAPSHOT_RATE_PER_S
 
-RUNS_MAX = 100_000
 CHILDREN_MAX = 4  # the service's cap of pending subruns per parent
 SECONDS_MAX = 86_400.0  # no interval of a load test is longer than a day
 CELL_SECONDS_MIN, CELL_SECONDS_MAX = 0.1, 60.0  # of one cell of the bench
@@ -101,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--partial", action="store_true", help="accept a set that is not complete (a killed harness)")
     report.add_argument(
-        "--slo", type=Path, metavar="FILE", help="the promises to judge by; default: data/slo.yaml of the checkout"
+        "--slo", type=Path, metavar="FILE", help="the SLOs to judge by; default: data/slo.yaml of the checkout"
     )
     report.add_argument(
         "--parameter",
@@ -184,6 +187,8 @@ def _target(arguments: argparse.Namespace) -> AbstractContextManager[Target]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.gate:
+        require_judgeable()
     plan = Plan(
         mode=Mode(arguments.mode),
         runs=arguments.runs,
@@ -207,7 +212,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.gate:
         return ExitCode.PASSED
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        return _judge([measured.path])
+        return _judge(check_request([measured.path]))
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -216,13 +221,16 @@ def _report(arguments: argparse.Namespace) -> int:
         notebooks = [name.strip() for name in arguments.notebooks.split(",") if name.strip()]
         if not notebooks:
             raise BadUsage("--notebooks names none: give names by commas, or leave it out for all that apply")
-    for path in arguments.samples:
-        if not path.exists():
-            raise BadUsage(f"--samples {path} does not exist: give the folder of a sample set")
-    options: dict[str, Any] = {"parameters": dict(arguments.parameter), "partial": arguments.partial}
-    if arguments.slo is not None:
-        options["slo_file"] = arguments.slo
-    return _judge(arguments.samples, notebooks=notebooks, out=arguments.out, **options)
+    return _judge(
+        check_request(
+            arguments.samples,
+            notebooks,
+            arguments.out,
+            partial=arguments.partial,
+            parameters=dict(arguments.parameter),
+            slo_file=arguments.slo or SLO_FILE,
+        )
+    )
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -249,11 +257,15 @@ def _bench(arguments: argparse.Namespace) -> int:
     return ExitCode.PASSED
 
 
-def _judge(samples: list[Path], **options: Any) -> int:
-    """Hand over to `report`, which is slow to import and not needed for making load."""
-    from harness.report import main as judge
+def _judge(request: Request) -> int:
+    """Hand over to `report`, which is slow to import and not needed for making load; print what it found."""
+    _complain(f"reading {', '.join(str(path) for path in request.samples)}")
+    keep_caches_here()
+    from harness.report import write_report
 
-    return judge(samples, **options)
+    written = write_report(request)
+    _show(*written.lines)
+    return written.exit_code
 
 
 def _show(*lines: str) -> None:
@@ -268,6 +280,22 @@ def _complain(text: str) -> None:
     print(" ".join(text.split()), file=sys.stderr)
 
 
+def _keep_traceback() -> str:
+    """Write the traceback of the exception at hand to the data folder, or to stderr where that cannot be written.
+
+    Return where it is, in words.
+    """
+    folder = data_folder() / "logs"
+    file = folder / f"harness-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError:
+        traceback.print_exc()
+        return "its traceback is above"
+    return f"its traceback is in {file}"
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code."""
     arguments = _parser().parse_args(words)
@@ -276,9 +304,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except HarnessError as fault:
         _complain(f"python -m harness {arguments.command}: {fault}")
         return fault.exit_code
-    except Exception:  # a bug of ours: Python's own exit code, 1, would tell a CI job that an SLO failed
-        traceback.print_exc()
-        _complain(f"python -m harness {arguments.command}: this is a fault of the harness; nothing was judged")
+    except Exception as fault:  # a bug of ours: Python's own exit code, 1, would tell a CI job that an SLO failed
+        _complain(f"python -m harness {arguments.command}: this is a fault of the harness, nothing was judged:"
+                  f" {type(fault).__name__}: {fault} ({_keep_traceback()})")  # fmt: skip
         return ExitCode.INVALID
     except KeyboardInterrupt:
         _complain(f"python -m harness {arguments.command}: interrupted")

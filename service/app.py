@@ -6,14 +6,16 @@ names the caller, reads the body, and calls the endpoint in `api/`.
 
 from __future__ import annotations
 
+import datetime as dt
 import gc
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
+from sqlalchemy import TextClause
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,6 +30,7 @@ from service.api.archives import Archives
 from service.api.openapi import Description
 from service.api.operations import Operations
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
+from service.api.sight import READ as READ_RUNS
 from service.api.sight import Sight
 from service.api.snapshot import WARM_UP as READS
 from service.api.snapshot import Snapshots, Views
@@ -35,7 +38,7 @@ from service.api.tickets import TicketBody, TicketOffice
 from service.api.toolcalls import ToolBody, ToolCalls
 from service.api.workspaces import AgentBody, TokenBody, WorkspaceBody, WorkspacePatch, Workspaces
 from service.archive import Folder
-from service.auth import Caller, Callers, Role
+from service.auth import READ_TOKENS, Caller, Callers, Role
 from service.commits import WARM_UP as WRITES
 from service.commits import Commits
 from service.db import Database
@@ -43,6 +46,7 @@ from service.doorbell import Doorbell
 from service.errors import ApiError, Malformed, MethodNotAllowed, NotFound
 from service.events import Following
 from service.exchange import Endpoint, Operation, refusal
+from service.quota.inforce import READ as READ_WORKSPACES
 from service.quota.inforce import Quotas
 from service.quota.keeper import Keeper
 from service.quota.leases import Leases
@@ -56,9 +60,18 @@ from service.stream.sockets import Sockets
 from service.stream.timing import USUAL, Timing
 from service.telemetry import configure_logging
 from service.tickets import Tickets
-from service.workspaces import Agents
+from service.workspaces import READ_AGENTS, Agents
 
 log = structlog.get_logger()
+
+NOBODY: dict[str, Any] = {"ids": []}
+LOOK_UPS: list[tuple[TextClause, dict[str, Any]]] = [
+    (READ_TOKENS, {"digests": [], "now": dt.datetime.now(dt.UTC)}),
+    (READ_WORKSPACES, NOBODY),
+    (READ_AGENTS, NOBODY),
+    (READ_RUNS, NOBODY),
+]
+"""What a request asks before it reads or writes, for nobody: to be prepared before the first one."""
 
 
 def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
@@ -74,8 +87,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     workspaces = Workspaces(database, settings)
     tool_calls = ToolCalls(database, quotas, announcer)
     operations = Operations(database, client)
-    description = Description(lambda: table)
     archives = Archives(database, Folder(settings.archive_dir))
+    description = Description(lambda: table)
     tickets = Tickets(client)
     office = TicketOffice(tickets)
     history = History(database)
@@ -143,7 +156,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
         configure_logging(settings.log_level)
-        await _warm(database, client)
+        await _warm(database, rates)
         # What start-up made lives as long as the process: looking through it again and again costs tail latency.
         gc.collect()
         gc.freeze()
@@ -167,11 +180,11 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     return app
 
 
-async def _warm(database: Database, client: redis.asyncio.Redis) -> None:
+async def _warm(database: Database, rates: Rates) -> None:
     """Pay before the first request for what it would wait for; a dependency that is away is met later."""
     try:
-        await database.warm([*WRITES, *READS])
-        await client.ping()
+        await database.warm([*WRITES, *READS, *LOOK_UPS])
+        await rates.warm()
     except* (SQLAlchemyError, RedisError, OSError, TimeoutError) as faults:
         log.warning("started cold: a dependency does not answer yet", fault=str(faults.exceptions[0]))
 

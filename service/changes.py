@@ -56,7 +56,7 @@ def spawned(parent: RunRow, child_run_id: uuid.UUID, group_id: str, wanted: Grou
     return pen.result()
 
 
-def _begin_group(parent_run_id: uuid.UUID, group_id: str, wanted: GroupOptions, now: dt.datetime) -> Group:
+def _begin_group(run_id: uuid.UUID, group_id: str, wanted: GroupOptions, now: dt.datetime) -> Group:
     """Make a group of nobody; raises Invalid for options that do not go together."""
     policy, timeout_s = wanted.join_policy or JoinPolicy.WAIT_ALL, wanted.timeout_seconds
     if policy is JoinPolicy.QUORUM and wanted.quorum is None:
@@ -66,7 +66,7 @@ def _begin_group(parent_run_id: uuid.UUID, group_id: str, wanted: GroupOptions, 
     if policy is JoinPolicy.TIMEOUT and timeout_s is None:
         raise Invalid("options.timeout_seconds", "the join policy TIMEOUT needs it: say how long to wait")
     return Group(
-        parent_run_id=parent_run_id,
+        run_id=run_id,
         group_id=group_id,
         join_policy=policy,
         failure_policy=wanted.failure_policy or FailurePolicy.FAIL_FAST,

@@ -88,8 +88,8 @@ LOCK_PARENTS = text(f"""
 """)  # noqa: S608 - the columns are RunRow's own
 
 READ_GROUPS = text(f"""
-    SELECT {GROUP_COLUMNS} FROM json_to_recordset(CAST(:asked AS json)) AS w(parent_run_id uuid, group_id text)
-    JOIN subrun_groups g ON g.parent_run_id = w.parent_run_id AND g.group_id = w.group_id
+    SELECT {GROUP_COLUMNS} FROM json_to_recordset(CAST(:asked AS json)) AS w(run_id uuid, group_id text)
+    JOIN subrun_groups g ON g.run_id = w.run_id AND g.group_id = w.group_id
 """)  # noqa: S608 - the columns are Group's own
 """To be read after the parents were locked, as in `ledger`; a spawn needs no other group than its own."""
 
@@ -106,15 +106,15 @@ INSERT_RUNS = """
 """
 
 WRITE_GROUPS = """
-    INSERT INTO subrun_groups AS g (parent_run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
+    INSERT INTO subrun_groups AS g (run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
                                     deadline_at, spawned, pending, failed, state, decided_at)
-    SELECT parent_run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
+    SELECT run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
            deadline_at, spawned, pending, failed, state, decided_at
     FROM json_to_recordset(CAST(:groups AS json))
-        AS n(parent_run_id uuid, group_id text, join_policy text, failure_policy text, quorum int,
+        AS n(run_id uuid, group_id text, join_policy text, failure_policy text, quorum int,
              timeout_seconds float8, deadline_at timestamptz, spawned int, pending int, failed int, state text,
              decided_at timestamptz)
-    ON CONFLICT (parent_run_id, group_id) DO UPDATE SET
+    ON CONFLICT (run_id, group_id) DO UPDATE SET
         deadline_at = excluded.deadline_at, spawned = excluded.spawned, pending = excluded.pending,
         failed = excluded.failed, state = excluded.state, decided_at = excluded.decided_at
 """
@@ -321,13 +321,6 @@ class Commits:
         return results, plan
 
 
-def _first_answer(known: uuid.UUID | ApiError) -> Accepted | ApiError:
-    """Answer a create whose key was claimed before as it was answered then."""
-    if isinstance(known, ApiError):
-        return known
-    return Accepted(known, RunStatus.PENDING, known, None, 0.0, 0.0)
-
-
 async def _lock_parents(
     connection: AsyncConnection, spawns: Sequence[Spawn]
 ) -> tuple[dict[uuid.UUID, RunRow], dt.datetime | None]:
@@ -340,8 +333,15 @@ async def _lock_parents(
             parents[row.run_id], now = RunRow(*row[:-1]), row[-1]
     named = {(spawn.parent_run_id, spawn.group_id) for spawn in spawns if spawn.group_id is not None}
     if parents and named:
-        asked = [{"parent_run_id": parent_run_id, "group_id": group_id} for parent_run_id, group_id in named]
+        asked = [{"run_id": run_id, "group_id": group_id} for run_id, group_id in named]
         for row in await connection.execute(READ_GROUPS, {"asked": rows(asked)}):
             group = Group(*row)
-            parents[group.parent_run_id].groups[group.group_id] = group
+            parents[group.run_id].groups[group.group_id] = group
     return parents, now
+
+
+def _first_answer(known: uuid.UUID | ApiError) -> Accepted | ApiError:
+    """Answer a create whose key was claimed before as it was answered then."""
+    if isinstance(known, ApiError):
+        return known
+    return Accepted(known, RunStatus.PENDING, known, None, 0.0, 0.0)

@@ -65,7 +65,8 @@ class SubrunGroup(Base, kw_only=True):
         {"postgresql_with": {"fillfactor": 80}},
     )
 
-    parent_run_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    run_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    """The parent."""
     group_id: Mapped[str] = mapped_column(primary_key=True)
     join_policy: Mapped[str]
     """A JoinPolicy."""
@@ -91,7 +92,7 @@ class SubrunGroup(Base, kw_only=True):
 class Group(msgspec.Struct, frozen=True):
     """The columns of a group that the engine reads and writes, named and explained in SubrunGroup."""
 
-    parent_run_id: uuid.UUID
+    run_id: uuid.UUID
     group_id: str
     join_policy: str
     failure_policy: str

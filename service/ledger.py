@@ -43,9 +43,9 @@ _LOCK_LIVE_CHILDREN = text(f"""
 """)  # noqa: S608 - the columns are RunRow's own
 
 _OPEN_GROUPS = text(f"""
-    SELECT {GROUP_COLUMNS} FROM subrun_groups g WHERE g.parent_run_id = ANY(CAST(:run_ids AS uuid[]))
+    SELECT {GROUP_COLUMNS} FROM subrun_groups g WHERE g.run_id = ANY(CAST(:run_ids AS uuid[]))
         AND NOT (g.state = 'JOINED' AND g.pending = 0)
-    ORDER BY g.parent_run_id, g.group_id
+    ORDER BY g.run_id, g.group_id
 """)  # noqa: S608 - the columns are Group's own
 """To be read after their parents were locked, by a statement of its own: an older snapshot would miss changes."""
 
@@ -119,9 +119,9 @@ _WRITE_WITH_GROUPS = text(f"""
     WITH {_CHANGE_RUNS}, grouped AS (
         UPDATE subrun_groups g SET {", ".join(f"{name} = new.{name}" for name in _WRITTEN_OF_GROUPS)}
         FROM json_to_recordset(CAST(:groups AS json))
-            AS new(parent_run_id uuid, group_id text,
+            AS new(run_id uuid, group_id text,
                    {", ".join(f"{name} {its_type}" for name, its_type in _WRITTEN_OF_GROUPS.items())})
-        WHERE g.parent_run_id = new.parent_run_id AND g.group_id = new.group_id
+        WHERE g.run_id = new.run_id AND g.group_id = new.group_id
     )
     {APPEND_EVENTS}
 """)  # noqa: S608 - the columns are those above
@@ -193,7 +193,7 @@ class Ledger:
         self._changed[outcome.run.run_id] = None
         self.steps += outcome.steps
         self.events += outcome.events
-        self._groups.update(((group.parent_run_id, group.group_id), group) for group in outcome.groups)
+        self._groups.update(((group.run_id, group.group_id), group) for group in outcome.groups)
         self._calls.update((call.tool_call_id, call) for call in outcome.tool_calls)
 
     async def write(self) -> None:
@@ -237,7 +237,7 @@ class Ledger:
         if parents:
             for row in await self._connection.execute(_OPEN_GROUPS, {"run_ids": parents}):
                 group = Group(*row)
-                self.runs[group.parent_run_id].groups[group.group_id] = group
+                self.runs[group.run_id].groups[group.group_id] = group
         call_ids = [run.tool_call_id for run in runs if run.tool_call_id is not None]
         if call_ids:
             for row in await self._connection.execute(_LOCK_CALLS, {"ids": call_ids}):

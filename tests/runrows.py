@@ -24,7 +24,7 @@ def at(seconds: float) -> dt.datetime:
 def group(**changes: Any) -> Group:
     """Return a group named "group" that waits for all of one pending child, with changes."""
     begun = Group(
-        parent_run_id=RUN,
+        run_id=RUN,
         group_id="group",
         join_policy=JoinPolicy.WAIT_ALL,
         failure_policy=FailurePolicy.FAIL_FAST,

@@ -143,15 +143,15 @@ FAULTS = """
         OR count(child.run_id) FILTER (WHERE child.ended_at IS NULL) <> parent.pending_subruns
         OR count(child.run_id) FILTER (WHERE child.status IN ('FAILED', 'CANCELED')) <> parent.failed_subruns
     UNION ALL
-    SELECT 'group ' || g.group_id || ' of ' || g.parent_run_id || ' is miscounted' FROM subrun_groups g
-    LEFT JOIN runs child ON child.parent_run_id = g.parent_run_id AND child.group_id = g.group_id
-    GROUP BY g.parent_run_id, g.group_id
+    SELECT 'group ' || g.group_id || ' of ' || g.run_id || ' is miscounted' FROM subrun_groups g
+    LEFT JOIN runs child ON child.parent_run_id = g.run_id AND child.group_id = g.group_id
+    GROUP BY g.run_id, g.group_id
     HAVING count(child.run_id) <> g.spawned
         OR count(child.run_id) FILTER (WHERE child.ended_at IS NULL) <> g.pending
         OR count(child.run_id) FILTER (WHERE child.status IN ('FAILED', 'CANCELED')) <> g.failed
     UNION ALL
     SELECT 'the group of ' || child.run_id || ' is not known' FROM runs child
-    LEFT JOIN subrun_groups g ON g.parent_run_id = child.parent_run_id AND g.group_id = child.group_id
+    LEFT JOIN subrun_groups g ON g.run_id = child.parent_run_id AND g.group_id = child.group_id
     WHERE child.parent_run_id IS NOT NULL AND g.group_id IS NULL
     UNION ALL
     SELECT run_id || ' has nobody who will ever wake it' FROM runs

@@ -36,7 +36,7 @@ from harness.analysis.drawing import (
     scale_log,
 )
 from harness.analysis.quantiles import quantile
-from harness.analysis.slo import Measure, Slo, Statistic, Status, Verdict, number, percent, plural
+from harness.analysis.slo import Measure, Slo, Statistic, Status, Verdict, number, percent, plural, with_unit
 from harness.sample import Endpoint, Mode
 
 PARTS = {
@@ -49,10 +49,10 @@ PARTS = {
 """Server-Timing's parts, which add up to the service's share; the rest is what the client waited beyond them."""
 
 EDGE = 1.6
-"""How far beyond a promise's limit is drawn; what lies further is an arrow at the edge."""
+"""How far beyond an SLO's limit is drawn; what lies further is an arrow at the edge."""
 
 OFF_SCALE_MS = 1e9
-"""Above every latency: as far as the corner that a promise forbids is drawn."""
+"""Above every latency: as far as the corner that an SLO forbids is drawn."""
 
 TAIL_TICKS = (0.5, 0.95, 0.99, 0.999, 0.9999, 0.99999)
 
@@ -84,9 +84,9 @@ def views_of(data: Dataset) -> list[View]:
 
 
 def percentiles(data: Dataset, slos: Iterable[Slo]) -> Drawing:
-    """Draw each endpoint's latency at every percentile, the tail stretched (HdrHistogram's plot), beside its promise.
+    """Draw each endpoint's latency at every percentile, the tail stretched (HdrHistogram's plot), beside its SLO.
 
-    The grey corner is what a percentile promise forbids: the curve keeps the promise as long as it stays out of it.
+    The grey corner is what an SLO of a percentile forbids: it is met as long as the curve stays out of it.
     """
     views = views_of(data)
     columns = max(1, min(len(views), 3))
@@ -115,7 +115,7 @@ def percentiles(data: Dataset, slos: Iterable[Slo]) -> Drawing:
 
 
 def _percentile_panel(axis: Axes, view: View, waited: Floats, slos: Collection[Slo]) -> None:
-    """Draw one endpoint's curve with its promises."""
+    """Draw one endpoint's curve with its SLOs."""
     n, colour = len(waited), colour_of(view.endpoint)
     answered = waited[np.isfinite(waited)]
     most = max(2.0 * n, 20.0)
@@ -253,10 +253,10 @@ def resources(data: Dataset) -> Drawing:
     return finish(figure, "The machine meanwhile", f"Resources once a second. {'; '.join(said) or 'None recorded'}.")
 
 
-def promises(verdicts: Collection[Verdict]) -> Drawing:
-    """Draw how much of each promise's limit is used up, with its bounds: left of the line is kept, right is broken."""
+def limits_used(verdicts: Collection[Verdict]) -> Drawing:
+    """Draw how much of each SLO's limit is used up, with its bounds: left of the line is met, right is missed."""
     shown = [one for one in verdicts if one.interval is not None and one.interval.limit > 0.0]
-    figure, (axis,) = new_figure(1, 1, height=0.42 * max(len(shown), 1) + 1.1)
+    figure, (axis,) = new_figure(1, 1, height=0.48 * max(len(shown), 1) + 1.1)
     said = []
     for row, verdict in enumerate(shown):
         low, middle, high = _used(verdict)
@@ -268,21 +268,34 @@ def promises(verdicts: Collection[Verdict]) -> Drawing:
         )
         if high > EDGE > middle:
             axis.plot([EDGE], [row], color=colour, marker=">", ms=7, clip_on=False)
-        said.append(f"{_title(verdict, shown)}: {percent(middle)} of the limit used, {verdict.verdict.value}")
+        axis.text(1.03, row, _of_limit(verdict), va="center", color=INK, size=8.5,
+                  transform=axis.get_yaxis_transform())  # fmt: skip
+        said.append(f"{_title(verdict, shown)}: {_of_limit(verdict)}, {verdict.verdict.value}")
     axis.axvline(1.0, color=INK, lw=1.2)
     axis.set_xlim(0.0, EDGE)
     axis.set_ylim(max(len(shown), 1) - 0.4, -0.6)
-    names = [f"{_title(one, shown)}, {one.requirement}" for one in shown]
-    axis.set_yticks(range(len(shown)), names)
+    axis.set_yticks(range(len(shown)), [f"{_title(one, shown)}\n{one.requirement}" for one in shown])
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x * 100:.0f} %"))
-    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="y", length=0, pad=9)
     axis.grid(visible=False, axis="y")
     axis.set_xlabel("of the limit used: the point is the estimate, the bar its 95 % bounds")
-    return finish(figure, "How near each promise is", f"Share of each limit used. {'; '.join(said) or 'None judged'}.")
+    return finish(figure, "How near each SLO is", f"Share of each limit used. {'; '.join(said) or 'None judged'}.")
+
+
+def _of_limit(verdict: Verdict) -> str:
+    """Return the estimate beside its limit, such as "135 of 300 ms" or "0 % slow, 5 % allowed"."""
+    interval = verdict.interval
+    assert interval is not None  # noqa: S101 - the caller keeps those that have one
+    if interval.unit == "share":
+        what = "failed" if verdict.statistic is Statistic.ERROR_SHARE else "slow"
+        return f"{percent(interval.estimate)} {what}, {percent(interval.limit)} allowed"
+    if verdict.statistic is Statistic.PER_BUSY_SECOND:
+        return f"{with_unit(interval.estimate, interval.unit)}, at least {with_unit(interval.limit, interval.unit)}"
+    return f"{number(interval.estimate)} of {with_unit(interval.limit, interval.unit)}"
 
 
 def _title(verdict: Verdict, among: Collection[Verdict]) -> str:
-    """Return a promise's title, with its load where that is judged beside another."""
+    """Return an SLO's title, with its load where that is judged beside another."""
     several = len({one.mode for one in among}) > 1
     return f"{verdict.title} ({verdict.mode.value})" if several and verdict.mode else verdict.title
 

@@ -106,8 +106,8 @@ def latency_frame(data: Dataset) -> pd.DataFrame:
 def run_frame(data: Dataset) -> pd.DataFrame:
     """Return a row per measurement and kind of run (parents, children): how many, how they ended, what they did.
 
-    `completion_s` is the median over parents of the first moment at which polling saw the end; `server_completion_ms`
-    is the median by the service's own clock.
+    `completion_ms_median` is over parents, of the first moment at which polling saw the end;
+    `server_completion_ms_median` is by the service's own clock.
     """
     rows: list[dict[str, object]] = []
     for name, one in data.runs.groupby("measurement_id", sort=True):
@@ -127,13 +127,14 @@ def run_frame(data: Dataset) -> pd.DataFrame:
                     "completed": int((ended == "COMPLETED").sum()),
                     "ended_otherwise": int((ended != "COMPLETED").sum()),
                     "never_seen_finished": len(runs) - len(ended),
-                    "completion_s": rounded(middle) if np.isfinite(middle) else None,
-                    "server_completion_ms": rounded(quantile(own, 0.5)) if len(own) else None,
+                    "completion_ms_median": rounded(middle * 1e3) if np.isfinite(middle) else None,
+                    "server_completion_ms_median": rounded(quantile(own, 0.5)) if len(own) else None,
                     "ticks_per_run": _mean(runs["ticks"]),
                     "events_per_run": _mean(runs["events"]),
                 }
             )
-    types = dict.fromkeys(("completion_s", "server_completion_ms", "ticks_per_run", "events_per_run"), "Float64")
+    numbers = ("completion_ms_median", "server_completion_ms_median", "ticks_per_run", "events_per_run")
+    types = dict.fromkeys(numbers, "Float64")
     types |= dict.fromkeys(("count", "completed", "ended_otherwise", "never_seen_finished"), "Int64")
     types |= {"measurement_id": "string", "runs": "string"}
     columns = list(rows[0]) if rows else list(types)
@@ -168,6 +169,7 @@ def measurement_frame(data: Dataset) -> pd.DataFrame:
         {
             "measurement_id": manifest.measurement_id,
             "mode": manifest.mode,
+            "started_at": pd.Timestamp(manifest.clock.start.wall_ns, unit="ns", tz="UTC").floor("s"),
             "requests": int((data.samples["measurement_id"] == manifest.measurement_id).sum()),
             "runs": int((data.runs["measurement_id"] == manifest.measurement_id).sum()),
             "duration_s": rounded((manifest.clock.end.monotonic_ns - manifest.clock.start.monotonic_ns) / 1e9),

@@ -101,7 +101,7 @@ class ChildView(msgspec.Struct, frozen=True):
 
 
 class GroupView(msgspec.Struct, frozen=True):
-    """A group of a run's subruns; `service.joins.SubrunGroup` explains each field."""
+    """A group of subruns; `service.joins.SubrunGroup` explains each field."""
 
     group_id: str
     join_policy: JoinPolicy
@@ -117,7 +117,7 @@ class GroupView(msgspec.Struct, frozen=True):
 
 
 class SnapshotView(msgspec.Struct, frozen=True):
-    """A run with its steps, its children, and the events after the asked number."""
+    """A run with its steps, its children and their groups, and the events after the asked number."""
 
     run: RunView
     steps: list[StepView]
@@ -135,7 +135,7 @@ class RunPage(msgspec.Struct, frozen=True):
 
 
 class ArchiveView(msgspec.Struct, frozen=True):
-    """A bundle of a finished run."""
+    """A bundle of a run; `service.archive.records.RunArchive` explains each field."""
 
     archive_id: uuid.UUID
     run_id: uuid.UUID
@@ -146,7 +146,7 @@ class ArchiveView(msgspec.Struct, frozen=True):
     sha256: str
     size_bytes: int
     path: str
-    download: str
+    download: str  # path of the zip in this API
 
 
 class ArchivePage(msgspec.Struct, frozen=True):
@@ -251,3 +251,5 @@ class Problem(msgspec.Struct, frozen=True, rename={"violated_policies": "violate
     error: str
     field: str | None = None
     violated_policies: list[str] | None = None
+    archive: str | None = None  # 410 of a snapshot: path of the bundle that has the older events
+    compacted_through_seq: int | None = None  # 410 of a snapshot: the number from which to ask

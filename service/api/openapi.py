@@ -58,6 +58,16 @@ QUERIES: dict[str, list[tuple[str, str, str]]] = {
 }
 
 
+LISTS = {("Runs", "list"): "list runs", ("ToolCalls", "list"): "list tool calls"}
+"""Endpoints whose answer is a page that a query narrows."""
+
+GONE = {
+    "/api/runs/{run_id}/snapshot/": "older events were compacted; `archive` is the bundle that has them",
+    "/api/archives/{archive_id}/download/": "the bundle's file is missing or damaged",
+}
+"""What 410 means, by path."""
+
+
 class Description:
     """The endpoints that describe the others."""
 
@@ -122,8 +132,8 @@ def _operation(path: str, operation: Operation, references: dict[Any, Any]) -> d
     query: list[tuple[str, str, str]] = []
     if "snapshot" in path:
         query = QUERIES["snapshot"]
-    elif name == "list":
-        query = QUERIES["list tool calls" if noun == "ToolCalls" else "list runs"]
+    elif (noun, name) in LISTS:
+        query = QUERIES[LISTS[noun, name]]
     described: dict[str, Any] = {
         "operationId": f"{noun}.{name}",
         "summary": inspect.getdoc(operation.endpoint) or "",
@@ -151,10 +161,10 @@ def _operation(path: str, operation: Operation, references: dict[Any, Any]) -> d
                 "description": meaning,
                 "content": {"application/problem+json": {"schema": references[Problem]}},
             }
-            for status, meaning in ERRORS.items()
+            for status, meaning in (ERRORS | ({"410": GONE[path]} if path in GONE else {})).items()
             if operation.body_type is not None or status != "413"
         }
-    if query is QUERIES["snapshot"]:
+    if path in GONE:
         described["responses"]["304"] = {"description": "nothing new since the ETag in If-None-Match"}
     return described
 
@@ -162,7 +172,7 @@ def _operation(path: str, operation: Operation, references: dict[Any, Any]) -> d
 def _success(kind: Any, references: dict[Any, Any]) -> dict[str, Any]:
     if kind in references:
         return {"description": "done", "content": {"application/json": {"schema": references[kind]}}}
-    media_type = "text/plain" if kind is str else "application/json"
+    media_type = {str: "text/plain", bytes: "application/zip"}.get(kind, "application/json")
     return {"description": "done", "content": {media_type: {"schema": {}}}}
 
 

@@ -46,10 +46,9 @@ MOST_SEQ = 2**31 - 1
 
 READ = text(f"""
     SELECT q.n, r.last_seq, r.ended_at IS NOT NULL AS final, v.version,
-           r.compacted_through_seq, r.compacted_through_seq > q.since_seq AS gone,
-           CASE WHEN r.compacted_through_seq > q.since_seq
-               THEN {COVERING.format(since_seq="q.since_seq")} END AS archive_id,
-           CASE WHEN r.compacted_through_seq <= q.since_seq THEN
+           r.compacted_through_seq,
+           CASE WHEN v.gone THEN {COVERING.format(since_seq="q.since_seq")} END AS archive_id,
+           CASE WHEN NOT v.gone THEN
                json_build_object('run', {RUN_JSON}, 'steps', {STEPS_JSON}, 'events_since_seq', {EVENTS_JSON},
                                  'child_runs', {CHILDREN_JSON}, 'groups', {GROUPS_JSON}, 'last_seq', r.last_seq)::text
            END AS body
@@ -59,10 +58,10 @@ READ = text(f"""
         SELECT r.last_seq || CASE WHEN r.spawned_subruns = 0 THEN ''
             ELSE (SELECT '.' || coalesce(sum(c.last_seq), 0) || '.' || count(*)
                   FROM runs c WHERE c.parent_run_id = r.run_id)
-              || (SELECT '.' || count(g.decided_at) FROM subrun_groups g WHERE g.parent_run_id = r.run_id)
-            END AS version
+              || (SELECT '.' || count(g.decided_at) FROM subrun_groups g WHERE g.run_id = r.run_id)
+            END AS version, r.compacted_through_seq > q.since_seq AS gone
     ) v ON true
-    WHERE v.version IS DISTINCT FROM q.kept OR r.compacted_through_seq > q.since_seq
+    WHERE v.gone OR v.version IS DISTINCT FROM q.kept
 """)  # noqa: S608 - constants
 """What has changed since it was kept; a run that is kept and no longer exists has no version."""
 
@@ -110,7 +109,7 @@ class Views:
                 each = distinct[row.n]
                 if row.version is None:
                     seen[each] = None
-                elif row.gone:
+                elif row.body is None:
                     seen[each] = events_gone(row.compacted_through_seq, row.archive_id)
                 else:
                     seen[each] = self._keep(each, View(row.version, row.last_seq, row.final, row.body.encode()))

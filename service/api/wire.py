@@ -37,7 +37,7 @@ GROUPS_JSON = """(SELECT coalesce(json_agg(json_build_object(
         'timeout_seconds', g.timeout_seconds, 'deadline_at', g.deadline_at, 'spawned', g.spawned,
         'pending', g.pending, 'failed', g.failed, 'state', g.state, 'decided_at', g.decided_at)
         ORDER BY g.group_id), '[]')
-    FROM subrun_groups g WHERE g.parent_run_id = r.run_id)"""
+    FROM subrun_groups g WHERE g.run_id = r.run_id)"""
 """The groups of `r`'s subruns."""
 
 TOOL_CALL_JSON = """json_build_object(

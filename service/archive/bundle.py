@@ -39,21 +39,19 @@ MEMBER = "run_snapshot.json"
 
 
 class Part(NamedTuple):
-    """Rows that belong to one run alone, and are purged with it."""
+    """Rows that belong to one run alone: its table has a column `run_id`, and is purged with the run."""
 
     table: str  # also the name in the document
     order: str  # column that orders the rows; they are numbered by it when `last` is given
     last: str | None = None  # the run's column with the newest number: from 1 to it there is no gap
     missing: str | None = None  # the run's column with the number up to which rows may be missing
     since_version: int = 1  # the first SCHEMA_VERSION that has this part
-    run: str = "run_id"  # the table's column that says whose the rows are
 
 
 PARTS = (
     Part("steps", "step_index", last="step_count"),
     Part("events", "seq", last="last_seq", missing="compacted_through_seq"),
-    Part("idempotency_keys", "key"),
-    Part("subrun_groups", "group_id", since_version=2, run="parent_run_id"),
+    Part("subrun_groups", "group_id", since_version=2),
     Part("tool_calls", "tool_call_id", since_version=2),
 )
 """What belongs to a run, in the order in which it can be inserted: each after what it refers to."""
@@ -128,7 +126,7 @@ class Bundle(NamedTuple):
 def _rows_of(part: Part) -> str:
     return (
         f"'{part.table}', (SELECT coalesce(json_agg(row_to_json(p) ORDER BY p.{part.order}), '[]')"  # noqa: S608 - constants
-        f" FROM {part.table} p WHERE p.{part.run} = r.run_id)"
+        f" FROM {part.table} p WHERE p.run_id = r.run_id)"
     )
 
 
@@ -226,7 +224,7 @@ def _check(bundle: Bundle, held: Sequence[Part]) -> None:
             raise Damaged(f"{owner.name}: is not the one that the run refers to")
     for part in held:
         rows = bundle.parts[part.table]
-        if any(_decode(row.get(part.run, _NULL), Any, part.table) != str(head.run_id) for row in rows):
+        if any(_decode(row.get("run_id", _NULL), Any, part.table) != str(head.run_id) for row in rows):
             raise Damaged(f"{part.table}: holds a row of another run")
         if part.last is not None:
             missing = 0 if part.missing is None else getattr(head, part.missing)

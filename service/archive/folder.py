@@ -64,9 +64,11 @@ class Folder:
     def write(self, run_id: uuid.UUID, path: str, document: bytes, at: At = unwatched) -> Written:
         """Write a bundle and read it back; raises FolderFault, and Damaged for a document that is not whole.
 
-        The caller holds the run's row lock, so nobody else writes in the run's folder.
+        The caller holds the run's row lock, so nobody else writes in the run's folder. A document that is not whole
+        leaves no file.
         """
         packed = pack(document)
+        bundle = parse(unpack(packed))
         target = self.place(run_id, path)
         try:
             for leftover in target.parent.glob(".*.tmp"):
@@ -76,8 +78,9 @@ class Folder:
             _write_synced(target, packed, at)
         except OSError as fault:
             raise FolderFault(f"cannot write {target}: {fault.strerror}") from None
-        sha256 = hashlib.sha256(packed).hexdigest()
-        return Written(sha256, len(packed), self.verify(Stored(None, run_id, path, sha256, len(packed))))
+        stored = Stored(bundle.header.archive_id, run_id, path, hashlib.sha256(packed).hexdigest(), len(packed))
+        self.open_unharmed(stored).close()
+        return Written(stored.sha256, stored.size_bytes, bundle)
 
     def put(self, run_id: uuid.UUID, path: str, packed: bytes) -> None:
         """Put a bundle's bytes in their place unless they are there already; raises FolderFault and Damaged."""
@@ -106,7 +109,7 @@ class Folder:
         if hashlib.sha256(packed).hexdigest() != stored.sha256:
             raise Damaged("its file does not have the recorded hash")
         bundle = parse(unpack(packed))
-        if bundle.header.path != stored.path or stored.archive_id not in (None, bundle.header.archive_id):
+        if (bundle.header.path, bundle.header.archive_id) != (stored.path, stored.archive_id):
             raise Damaged("its file is the file of another bundle")
         return bundle
 

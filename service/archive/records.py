@@ -50,7 +50,7 @@ class RunArchive(Base, kw_only=True):
 class Stored(NamedTuple):
     """What is known of a bundle's file."""
 
-    archive_id: uuid.UUID | None  # None while the file's own word is taken for it
+    archive_id: uuid.UUID
     run_id: uuid.UUID
     path: str  # relative to the archive folder
     sha256: str

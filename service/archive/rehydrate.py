@@ -17,7 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.archive.bundle import OWNERS, Bundle, Damaged, Row
+from service.archive.bundle import OWNERS, PARTS, Bundle, Damaged, Row
 from service.archive.folder import Folder, read_anywhere
 from service.db import Base, Database, cannot_be_stored
 from service.errors import IllegalState, NotFound
@@ -55,9 +55,8 @@ async def rehydrate(database: Database, folder: Folder, file: Path) -> uuid.UUID
             for owner in OWNERS:
                 await _insert(connection, owner.table, [bundle.owners[owner.name]], absent_only=True)
             await _insert(connection, "runs", [bundle.run])
-            for table, rows in bundle.parts.items():
-                # A key that was used again after the purge belongs to its new run.
-                await _insert(connection, table, rows, absent_only=table == "idempotency_keys")
+            for part in PARTS:
+                await _insert(connection, part.table, bundle.parts.get(part.table, []))
             await connection.execute(
                 _RECORD,
                 {

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.archive.bundle import PARTS, Damaged
-from service.archive.checkpoint import START, Cursor
+from service.archive.checkpoint import START, Cursor, select_in_order
 from service.archive.folder import At, Folder, unwatched
 from service.archive.records import Stored
 from service.db import Database
@@ -90,8 +90,8 @@ _PURGEABLE = text(f"""{_COVERED}
 """)  # noqa: S608 - constants
 
 _PURGE = [
-    text(f"DELETE FROM {table} WHERE {run} = ANY(CAST(:run_ids AS uuid[]))")  # noqa: S608 - constants
-    for table, run in (*((part.table, part.run) for part in reversed(PARTS)), ("runs", "run_id"))
+    text(f"DELETE FROM {table} WHERE run_id = ANY(CAST(:run_ids AS uuid[]))")  # noqa: S608 - constants
+    for table in (*(part.table for part in reversed(PARTS)), "runs")
 ]
 
 _ARCHIVE_AGAIN = text("UPDATE runs SET archived_seq = 0 WHERE run_id = ANY(CAST(:run_ids AS uuid[]))")
@@ -169,7 +169,7 @@ async def _lock(
         "most": most,
         **more,
     }
-    return (await connection.execute(statement, parameters)).all()
+    return await select_in_order(connection, statement, parameters)
 
 
 async def _checked(

@@ -8,12 +8,8 @@ import service.events
 import service.joins
 from service.db import Base
 
-_MAPPED = (
-    service.archive.RunArchive,
-    service.auth.Token,
-    service.events.Event,
-    service.joins.SubrunGroup,
-)  # importing them registers every table on Base
+# Importing them registers every table on Base.
+_MAPPED = (service.archive.RunArchive, service.auth.Token, service.events.Event, service.joins.SubrunGroup)
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
 with context.begin_transaction():

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from harness.errors import BadUsage, ExitCode
-from harness.notebooks import Notebook, NotebookFailed, check_parameters, find_notebooks, run_notebook
+from harness.notebooks import Notebook, check_parameters, find_notebooks
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "notebooks").glob("*.py"))
@@ -77,8 +79,8 @@ def test_an_unknown_notebook_is_refused_with_those_that_there_are() -> None:
         ({"count": "1.5"}, "notebook made_up: parameter 'count': expected int"),
         ({"count": "yes"}, "notebook made_up: parameter 'count': expected int, got bool"),
         ({"share": '"1.0"'}, "notebook made_up: parameter 'share': expected float, got str"),
-        ({"count": "[1"}, "parameter 'count': '\\[1' cannot be read"),
-        ({"samples": "[a]"}, "parameter 'samples' is set by the report itself"),
+        ({"count": "[1"}, "--parameter count: '\\[1' cannot be read"),
+        ({"samples": "[a]"}, "--parameter: 'samples' is set by the report itself"),
     ],
 )
 def test_a_wrong_parameter_is_refused_before_anything_runs(tmp_path: Path, given: dict[str, str], said: str) -> None:
@@ -115,14 +117,16 @@ def test_a_notebook_whose_parameters_cannot_be_trusted_is_refused(tmp_path: Path
         notebook(tmp_path, cells=cells)
 
 
-def test_a_cell_that_raises_fails_the_notebook_and_names_the_error(tmp_path: Path) -> None:
-    one = notebook(tmp_path, code="raise ValueError('only %d' % count)")
-    with pytest.raises(NotebookFailed, match="notebook made_up failed: ValueError: only 7") as refusal:
-        run_notebook(one, {"count": 7}, tmp_path / "made_up.ipynb", tmp_path)
-    assert refusal.value.exit_code is ExitCode.INVALID
+def test_a_parameters_cell_that_jupyter_reads_otherwise_is_refused(tmp_path: Path) -> None:
+    one = notebook(tmp_path, cells=CELLS.replace("count: int", "# %pwd\ncount: int"))
+    with pytest.raises(BadUsage, match="notebook made_up: its cell tagged `parameters` cannot be told"):
+        one.node  # noqa: B018 - reading it is the check
 
 
-def test_a_cell_that_leaves_early_fails_the_notebook(tmp_path: Path) -> None:
-    one = notebook(tmp_path, code="import sys\nsys.exit(0)")
-    with pytest.raises(NotebookFailed, match="notebook made_up failed: it ended early"):
-        run_notebook(one, {}, tmp_path / "made_up.ipynb", tmp_path)
+def test_nothing_slow_is_imported_to_refuse_a_parameter() -> None:
+    asked = "import sys, harness.__main__, harness.notebooks as n, pathlib; "
+    asked += "n.find_notebooks(None, pathlib.Path('notebooks')); print(*sys.modules)"
+    loaded = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-c", asked], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert {"pandas", "matplotlib", "papermill", "jupytext", "nbconvert"} & set(loaded) == set()

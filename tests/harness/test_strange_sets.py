@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import harness.report
-from harness.__main__ import main
 from harness.analysis.validity import Fault
 from harness.evaluation import load
 from harness.sampleset import UnreadableFile, read_sample_set
@@ -30,17 +28,6 @@ def test_a_quota_revision_that_no_table_can_hold_is_refused(tmp_path: Path) -> N
     (path / "manifest.json").write_text(json.dumps({**manifest, "quota_revision": 10**30}))
     with pytest.raises(UnreadableFile, match="quota_revision"):
         read_sample_set(path)
-
-
-def test_a_fault_of_the_harness_never_looks_like_a_failed_slo(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken(*_: object) -> int:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(harness.report, "main", broken)
-    assert main(["report", "--samples", str(tmp_path)]) == 2
-    assert "this is a fault of the harness; nothing was judged" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_target_without_end_is_refused_before_anything_is_judged(tmp_path: Path) -> None:

@@ -195,3 +195,14 @@ def test_a_file_that_is_no_bundle_is_bad_usage(command: Command, tmp_path: Path)
     assert command("rehydrate-run", str(tmp_path / "none.zip")) == (
         64, "", f"python -m service: FILE: {tmp_path}/none.zip cannot be read: No such file or directory\n",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("days", ["soon", "-1", "36501", "nan"])
+def test_a_setting_that_is_no_number_of_days_is_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch, days: str
+) -> None:
+    monkeypatch.setenv("PLIMSOLL_ARCHIVE_AFTER_DAYS", days)
+    assert command("archive-runs") == (
+        1, "",
+        f"python -m service: PLIMSOLL_ARCHIVE_AFTER_DAYS={days!r}: give a number of days from 0 to 36500\n",
+    )  # fmt: skip

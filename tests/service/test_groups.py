@@ -29,7 +29,7 @@ CANCEL, IGNORE = FailurePolicy.CANCEL_SIBLINGS, FailurePolicy.IGNORE_FAILURE
 async def groups(tenant: Tenant, parent: uuid.UUID) -> dict[str, tuple[str, int, int, int]]:
     """Return (state, spawned, pending, failed) of each group."""
     found = await tenant.rows(
-        "SELECT group_id, state, spawned, pending, failed FROM subrun_groups WHERE parent_run_id = :id", id=parent
+        "SELECT group_id, state, spawned, pending, failed FROM subrun_groups WHERE run_id = :id", id=parent
     )
     return {row["group_id"]: (row["state"], row["spawned"], row["pending"], row["failed"]) for row in found}
 
@@ -136,7 +136,7 @@ async def test_a_timeout_fires_with_every_child_hung(tenant: Tenant, failure: Fa
     assert await tenant.statuses(parent, *children) == ["COMPLETED", "CANCELED", "CANCELED"]
     late = await tenant.rows(
         "SELECT extract(epoch FROM r.ended_at - g.deadline_at) AS late_s FROM runs r"
-        " JOIN subrun_groups g ON g.parent_run_id = r.run_id"
+        " JOIN subrun_groups g ON g.run_id = r.run_id"
     )
     assert late[0]["late_s"] >= 0
     assert await tenant.faults() == []
@@ -168,7 +168,7 @@ async def test_the_deadline_of_a_parked_parent_is_its_due_time(tenant: Tenant, t
 
     due = await tenant.rows(
         "SELECT r.next_tick_at = g.deadline_at AS is_deadline FROM runs r"
-        " JOIN subrun_groups g ON g.parent_run_id = r.run_id WHERE g.deadline_at IS NOT NULL"
+        " JOIN subrun_groups g ON g.run_id = r.run_id WHERE g.deadline_at IS NOT NULL"
     )
     assert due == [{"is_deadline": True}]
 

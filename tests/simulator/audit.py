@@ -130,7 +130,7 @@ class Audit:
         history.status = new
 
     def _group(self, old: Group | None, new: Group, spawning: bool) -> None:
-        run = self._runs[new.parent_run_id]
+        run = self._runs[new.run_id]
         children = [child for child in self._of(run) if child.group_id == new.group_id]
         require(new.spawned == len(children), run, f"miscounts who was spawned into {new.group_id}")
         live = [child for child in children if child.status not in FINAL]

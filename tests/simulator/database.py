@@ -176,7 +176,7 @@ class Connection:
     def _read_groups(self, asked: Any) -> list[Any]:
         found = []
         for each in msgspec.json.decode(asked["asked"]):
-            group = self._runs[uuid.UUID(each["parent_run_id"])].groups.get(each["group_id"])
+            group = self._runs[uuid.UUID(each["run_id"])].groups.get(each["group_id"])
             if group is not None:
                 found.append(msgspec.structs.astuple(group))
         return found
@@ -201,7 +201,7 @@ class Connection:
         """Write groups, or only some columns of groups that exist; returns each as it was and as it is."""
         changes = []
         for new in msgspec.json.decode(encoded, type=list[Group]):
-            groups = self._runs[new.parent_run_id].groups
+            groups = self._runs[new.run_id].groups
             old = groups.get(new.group_id)
             if columns:
                 assert old is not None

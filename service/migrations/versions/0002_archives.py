@@ -16,6 +16,7 @@ def upgrade() -> None:
     # Its predicate leaves out `archived_seq < last_seq`: an index that looks at last_seq would make every appended
     # event rewrite all index entries of its run (no heap-only update).
     op.create_index("runs_ended_idx", "runs", ["ended_at", "run_id"], postgresql_where=sa.text("ended_at IS NOT NULL"))
+    # A refused create gives its key back by the run that it would have made.
     op.create_index("idempotency_keys_run_id_idx", "idempotency_keys", ["run_id"])
     op.create_table(
         "run_archives",

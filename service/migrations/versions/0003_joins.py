@@ -20,7 +20,7 @@ def upgrade() -> None:
     op.create_check_constraint("runs_paused_is_never_due_check", "runs", "status <> 'PAUSED' OR next_tick_at IS NULL")
     op.create_table(
         "subrun_groups",
-        sa.Column("parent_run_id", sa.Uuid, sa.ForeignKey("runs.run_id"), primary_key=True),
+        sa.Column("run_id", sa.Uuid, sa.ForeignKey("runs.run_id"), primary_key=True),
         sa.Column("group_id", sa.Text, primary_key=True),
         sa.Column("join_policy", sa.Text, nullable=False),
         sa.Column("failure_policy", sa.Text, nullable=False),
@@ -41,7 +41,7 @@ def upgrade() -> None:
     )
     # Until now every child was waited for and every failure counted.
     op.execute("""
-        INSERT INTO subrun_groups (parent_run_id, group_id, join_policy, failure_policy, spawned, pending, failed,
+        INSERT INTO subrun_groups (run_id, group_id, join_policy, failure_policy, spawned, pending, failed,
                                    state, decided_at)
         SELECT parent_run_id, group_id, 'WAIT_ALL', 'FAIL_FAST', count(*),
                count(*) FILTER (WHERE ended_at IS NULL),

@@ -18,7 +18,7 @@ ALL: dict[str, Callable[[Evaluation], Drawing]] = {
     "latency_over_time": lambda one: figures.latency_over_time(one.data),
     "server_timing": lambda one: figures.server_timing(one.data),
     "resources": lambda one: figures.resources(one.data),
-    "promises": lambda one: figures.promises(one.verdicts),
+    "limits_used": lambda one: figures.limits_used(one.verdicts),
 }
 
 

@@ -104,9 +104,9 @@ def test_an_open_p95_says_how_many_polls_would_settle_it(tmp_path: Path) -> None
         interval=Interval("share of slow snapshot requests", "share", 0.0, 0.0, 0.258866, 0.05),
         sample_size=10, sample_unit="snapshot requests", effective_size=10.0,
         reason=(
-            "0 of 10 snapshot requests took 375 ms or longer; worth 10 independent ones, they put the share of slow "
-            "requests between 0 % and 25.9 %, and 5 % are allowed. "
-            "49 more snapshot requests like these would settle it."
+            "0 of 10 snapshot requests took 375 ms or longer; at an effective sample size of 10, the share of slow "
+            "requests is between 0 % and 25.9 % with 95 % confidence, and 5 % are allowed. 49 more snapshot requests "
+            "like these would settle it: 30 runs of this load instead of 5, --runs 30 (make report REPORT_RUNS=30)."
         ),
         more_needed=49, shown={},
     )  # fmt: skip

@@ -102,13 +102,13 @@ def test_an_interval_is_refused_where_the_sample_cannot_carry_it() -> None:
     few = np.random.default_rng(4).permutation(np.arange(1.0, 101.0))
     found = estimate_quantile(few, 0.5, np.arange(100))
     assert (found.value_ms, found.lower_ms, found.upper_ms, found.requests) == (50.0, None, None, 100)
-    assert found.refusal == f"worth {found.effective:.0f} independent requests, an interval needs 300"
+    assert found.refusal == f"effective sample size for the p50 is {found.effective:.0f}; an interval needs 300"
 
 
 def test_an_interval_of_a_far_quantile_needs_ten_requests_in_its_tail() -> None:
     found = estimate_quantile(np.random.default_rng(3).permutation(np.arange(1.0, 501.0)), 0.99, np.arange(500))
     assert (found.lower_ms, found.upper_ms) == (None, None)
-    assert "this quantile needs 1000" in (found.refusal or "")
+    assert "for the p99 is 498; its interval needs 1000" in (found.refusal or "")
 
 
 def test_a_quantile_among_the_failures_has_no_value() -> None:

@@ -144,7 +144,8 @@ def test_sets_of_different_commits_are_no_repetitions(tmp_path: Path) -> None:
     assert load([one, two]).findings == (
         Finding(
             Fault.MIXED_MEASUREMENTS, "two",
-            "Its commit is bbb, that of one is aaa: they are no repetitions of one smoke measurement.", 0,
+            "These are no repetitions of one smoke measurement, judge them apart: one on commit aaa, quota revision 1; "
+            "two on commit bbb, quota revision 1.", 0,
         ),
     )  # fmt: skip
 

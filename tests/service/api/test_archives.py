@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from service.api.answers import ArchivePage, ArchiveView
 from service.archive import Folder, Made, compact_events, create_checkpoint, purge
-from service.archive.bundle import unpack
+from service.archive.bundle import SCHEMA_VERSION, unpack
 from service.db import Database
 from service.events import EventType
 
@@ -54,14 +56,16 @@ def masked(answer: httpx.Response, *ids: object) -> tuple[int, str]:
 async def test_a_runs_bundles_are_listed(tenant: Any, archive: Archive) -> None:
     run_id, made = await archive()
     answer = await tenant.as_role("VIEWER").get(f"/api/runs/{run_id}/archives/")
+    assert msgspec.json.decode(answer.content, type=ArchivePage, strict=True).archives[0].archive_id == made.archive_id
     (listed,) = answer.json()["archives"]
+    assert list(listed) == [field.name for field in msgspec.structs.fields(ArchiveView)]
     assert {**listed, "created_at": None} == {
         "archive_id": str(made.archive_id),
         "run_id": run_id,
         "created_at": None,
         "last_seq": 3,
         "compacted_through_seq": 0,
-        "schema_version": 2,
+        "schema_version": SCHEMA_VERSION,
         "sha256": made.sha256,
         "size_bytes": made.size_bytes,
         "path": made.path,

@@ -17,10 +17,7 @@ Rows = dict[str, list[str]]
 
 FinishRuns = Callable[..., Awaitable[list[uuid.UUID]]]
 
-TABLES = (
-    "workspaces", "agents", "runs", "steps", "events", "idempotency_keys", "subrun_groups", "tool_calls",
-    "run_archives",
-)  # fmt: skip
+TABLES = ("workspaces", "agents", "runs", "steps", "events", "subrun_groups", "tool_calls", "run_archives")
 
 
 @pytest.fixture

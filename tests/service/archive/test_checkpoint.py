@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import uuid
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from service.archive import Folder, Made, Plan, Round, Stored, create_checkpoint, create_checkpoints
-from service.archive.bundle import SCHEMA_VERSION
+from service.archive.bundle import SCHEMA_VERSION, pack, unpack
+from service.archive.checkpoint import _DUE, START, select_in_order
+from service.archive.retention import _COMPACTABLE, _PURGEABLE
 from service.db import Database
 from service.errors import IllegalState, NotFound
 from tests.service.archive.conftest import FinishRuns
@@ -171,3 +175,69 @@ async def test_the_bundle_is_one_snapshot_whatever_is_committed_meanwhile(
     (row,) = await stored(tenant, run_id)
     assert bytes(verify(folder, row).owners["agent"]["name"]) == b'"default"'
     assert [agent["name"] for agent in await tenant.rows("SELECT name FROM agents")] == ["renamed"]
+
+
+async def test_a_run_whose_rows_contradict_each_other_is_told_of_and_its_neighbours_are_archived(
+    tenant: Tenant, folder: Folder, finish_runs: FinishRuns
+) -> None:
+    good, bad, fine = await finish_runs(3)
+    await tenant.write("DELETE FROM events WHERE run_id = :r AND seq = 3", r=bad)
+    told: list[str] = []
+
+    tally = await Round(tenant.database, folder, Plan(0.0), complain=told.append).run()
+
+    assert (tally.archived, tally.faults) == (2, 1)
+    assert told == [f"run {bad} cannot be archived: events: seq has gaps between 1 and 6"]
+    assert [len(await stored(tenant, run_id)) for run_id in (good, bad, fine)] == [1, 0, 1]
+    assert [len(list(folder.root.glob(f"run_archives/{run_id}/*"))) for run_id in (good, bad, fine)] == [1, 0, 1]
+    assert (await tenant.row(bad))["last_seq"] == 5
+
+
+async def test_a_file_that_no_row_knows_is_swept_only_when_the_new_bundle_holds_all_of_it(
+    tenant: Tenant, folder: Folder, finish_runs: FinishRuns
+) -> None:
+    await finish_runs()
+    (made,) = (await create_checkpoints(tenant.database, folder, 0.0)).made
+    place = (folder.root / made.path).parent
+    left_by_a_kill, damaged, richer = (place / f"run_snapshot_20200101T00000{n}.000000Z.json.zip" for n in range(3))
+    left_by_a_kill.write_bytes((folder.root / made.path).read_bytes())
+    damaged.write_bytes(b"no bundle")
+    document = json.loads(unpack(left_by_a_kill.read_bytes()))
+    document["steps"][0]["payload"] = {"only": "here"}
+    richer.write_bytes(pack(json.dumps(document).encode()))
+    await tenant.write("UPDATE runs SET archived_seq = 0")
+
+    (again,) = (await create_checkpoints(tenant.database, folder, 0.0)).made
+
+    assert again.swept == [left_by_a_kill.name]
+    assert {path.name for path in place.iterdir()} == {
+        damaged.name, richer.name, *(each.path.rpartition("/")[2] for each in (made, again)),
+    }  # fmt: skip
+
+
+async def test_runs_are_selected_by_an_index_in_the_order_of_their_ends(tenant: Tenant) -> None:
+    await tenant.write(
+        """INSERT INTO runs (run_id, workspace_id, agent_id, status, correlation_id, last_seq, archived_seq, created_at,
+                             ended_at)
+        SELECT gen_random_uuid(), :w, :a, CASE WHEN n % 2 = 0 THEN 'COMPLETED' ELSE 'RUNNING' END, gen_random_uuid(), 5,
+               CASE WHEN n % 4 = 0 THEN 5 ELSE 0 END, now(),
+               CASE WHEN n % 2 = 0 THEN now() - make_interval(mins => n) END
+        FROM generate_series(1, 8000) n""",
+        w=tenant.workspace_id,
+        a=tenant.agent_id,
+    )
+    await tenant.write(
+        """INSERT INTO run_archives
+        SELECT run_id, run_id, workspace_id, run_id::text, '', 0, 1, last_seq, 0, '{}', now()
+        FROM runs WHERE archived_seq = last_seq"""
+    )
+    for table in ("runs", "run_archives"):
+        await tenant.write(f"ANALYZE {table}")
+    after = {"older_than_s": 3600.0, "after_at": START.ended_at, "after_id": START.run_id, "most": 64}
+    for statement, more in ((_DUE, {"skipped": []}), (_COMPACTABLE, {"types": ["step_created"]}), (_PURGEABLE, {})):
+        async with tenant.database.begin() as connection:
+            explain = text(f"EXPLAIN {statement}")
+            plan = "\n".join(row[0] for row in await select_in_order(connection, explain, {**after, **more}))
+        assert "Index Scan using runs_ended_idx on runs r" in plan
+        assert "Seq Scan" not in plan
+        assert "Sort" not in plan
