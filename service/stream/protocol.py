@@ -33,10 +33,12 @@ SHUTDOWN_PARTING_S = 1.0
 class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, with an end to all waiting."""
 
+    parting_s = PARTING_S  # tests are less patient
+
     def connection_made(self, transport: BaseTransport) -> None:
         """Keep the kernel's share of what waits small."""
         super().connection_made(transport)
-        self.close_timeout = PARTING_S
+        self.close_timeout = self.parting_s
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
@@ -44,7 +46,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         """Send; a close frame goes behind what waits, without waiting until the client takes it."""
         if message["type"] == "websocket.close" and self.handshake_complete and not self.disconnected:
             self.writable.set()
-            self._cut_after(PARTING_S)
+            self._cut_after(self.parting_s)
         await super().send(message)
 
     def keepalive_timeout(self) -> None:

@@ -3,8 +3,9 @@
 States of a run in a tail: *behind* (the database is read, page by page, as fast as the client takes it) and *following*
 (what Redis brings is pushed at once). Behind turns into following when a read finds nothing more and nothing was heard
 meanwhile. Following turns into behind whenever something may be missing: a message that skips a number, a subscription
-that was made anew, a look at the database that finds more than was pushed. What was pushed before is dropped by its
-`seq`, whichever way it comes. So each event is pushed once, in order, whatever Redis loses or repeats.
+that was made anew, a look at the database that finds more than was pushed, a client whose outbox is full. What was
+pushed before is dropped by its `seq`, whichever way it comes. So each event is pushed once, in order, whatever Redis
+loses or repeats.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ MOST_ENDED = 10_000
 """Ended runs whose last `seq` a workspace's tail remembers, against repeats."""
 
 
+AT_ONCE = 64
+"""Runs of a workspace that are read at the same time; their reads share queries."""
+
+
 class Compacted(Exception):
     """Events that the client has not seen are in an archive only."""
 
@@ -46,6 +51,29 @@ class Tail(Protocol):
         """Take in how far a run has come according to the database."""
 
 
+class Overflow:
+    """For how long a client has not kept up: since its outbox overflowed, until it has been sent everything again."""
+
+    def __init__(self, patience_s: float, too_slow: Callable[[], None]) -> None:
+        self._patience_s = patience_s
+        self._too_slow = too_slow
+        self._since_s: float | None = None  # the loop's clock
+
+    def happens(self) -> None:
+        """Take in that a live push found the outbox full."""
+        if self._since_s is None:
+            self._since_s = asyncio.get_running_loop().time()
+
+    def ends(self) -> None:
+        """Take in that the client has been sent everything."""
+        self._since_s = None
+
+    def check(self) -> None:
+        """Give the client up when it has not kept up for too long."""
+        if self._since_s is not None and asyncio.get_running_loop().time() - self._since_s >= self._patience_s:
+            self._too_slow()
+
+
 class RunTail:
     """One socket's place in the events of one run."""
 
@@ -56,7 +84,7 @@ class RunTail:
         since_seq: int,
         outbox: Outbox,
         history: History,
-        too_slow: Callable[[], None],
+        overflow: Overflow,
     ) -> None:
         self.workspace_id = workspace_id
         self.run_id = run_id
@@ -64,7 +92,7 @@ class RunTail:
         """The last event that was pushed, or that the client said it has."""
         self._outbox = outbox
         self._history = history
-        self._too_slow = too_slow
+        self._overflow = overflow
         self._behind = True
         self._news = asyncio.Event()
         self._news.set()
@@ -78,10 +106,12 @@ class RunTail:
         elif happened.seq > self.seq + 1:
             GAPS_FILLED.inc()
             self.doubt()
-        elif self._outbox.offer(happened.run_frame):
-            self.seq = happened.seq
+        elif self._outbox.full:
+            self._overflow.happens()
+            self.doubt()
         else:
-            self._too_slow()
+            self._outbox.add(happened.run_frame)
+            self.seq = happened.seq
 
     def doubt(self) -> None:
         """Read the database before anything else is pushed."""
@@ -90,6 +120,7 @@ class RunTail:
 
     def stands_at(self, run_id: uuid.UUID, last_seq: int) -> None:
         """Read what Redis did not bring."""
+        self._overflow.check()
         if last_seq > self.seq:
             GAPS_FILLED.inc(not self._behind)
             self.doubt()
@@ -108,6 +139,8 @@ class RunTail:
             if len(page) == PAGE:
                 self._news.set()
             self._behind = self._news.is_set()
+            if not self._behind:
+                self._overflow.ends()
 
 
 class WorkspaceTail:
@@ -117,13 +150,13 @@ class WorkspaceTail:
     with the summary that it leads to.
     """
 
-    def __init__(self, workspace_id: uuid.UUID, outbox: Outbox, history: History, too_slow: Callable[[], None]) -> None:
+    def __init__(self, workspace_id: uuid.UUID, outbox: Outbox, history: History, overflow: Overflow) -> None:
         self.workspace_id = workspace_id
         self.approvals = False
         """Whether the client asked for approvals too."""
         self._outbox = outbox
         self._history = history
-        self._too_slow = too_slow
+        self._overflow = overflow
         self._listed_at: dt.datetime | None = None
         self._summaries: dict[uuid.UUID, dict[str, Any]] = {}  # of the live runs, as last pushed
         self._ended: OrderedDict[uuid.UUID, int] = OrderedDict()  # run -> the last `seq` that was pushed
@@ -140,10 +173,12 @@ class WorkspaceTail:
                 self._heard.setdefault(happened.run_id, happened.seq)
             self.stands_at(happened.run_id, happened.seq)
             return
+        if self._outbox.full:
+            self._overflow.happens()
+            self.stands_at(happened.run_id, happened.seq)
+            return
         for frame in self._frames(summary, happened):
-            if not self._outbox.offer(frame):
-                self._too_slow()
-                return
+            self._outbox.add(frame)
         self._keep(happened.run_id, summary)
 
     def doubt(self) -> None:
@@ -151,6 +186,7 @@ class WorkspaceTail:
 
     def stands_at(self, run_id: uuid.UUID, last_seq: int) -> None:
         """Read what is missing of a run that has come further than was pushed."""
+        self._overflow.check()
         if last_seq > max(self._pushed(run_id), self._behind.get(run_id, 0)):
             self._behind[run_id] = last_seq
             self._news.set()
@@ -164,9 +200,13 @@ class WorkspaceTail:
         if self._listed_at is None:
             self._listed_at = await self._list()
         while True:
-            for run_id in list(self._behind):
-                await self._catch_up(run_id, self._listed_at)
+            behind = list(self._behind)[:AT_ONCE]
+            catching_up = (self._catch_up(run_id, self._listed_at) for run_id in behind)
+            for outcome in await asyncio.gather(*catching_up, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
             if not self._behind:
+                self._overflow.ends()
                 self._news.clear()
                 await self._news.wait()
 
