@@ -48,6 +48,12 @@ class Outbox:
             await self._room.wait()
         self.add(frame)
 
+    async def drained(self) -> None:
+        """Return when at most half of the outbox is taken."""
+        while len(self._frames) > self._most_frames // 2 or self._bytes > self._most_bytes // 2:
+            self._room.clear()
+            await self._room.wait()
+
     async def take(self) -> list[str]:
         """Return the next frames, at least one, at most `BATCH`."""
         while not self._frames:

@@ -129,6 +129,7 @@ class RunTail:
         """Push from the database whenever the tail is behind, for as long as the socket lives; raises Compacted."""
         while True:
             await self._news.wait()
+            await self._outbox.drained()  # a client that stalls costs no reads
             self._news.clear()
             page = await self._history.events(self.run_id, self.seq)
             for happened in page:
@@ -200,6 +201,7 @@ class WorkspaceTail:
         if self._listed_at is None:
             self._listed_at = await self._list()
         while True:
+            await self._outbox.drained()  # a client that stalls costs no reads
             behind = list(self._behind)[:AT_ONCE]
             catching_up = (self._catch_up(run_id, self._listed_at) for run_id in behind)
             for outcome in await asyncio.gather(*catching_up, return_exceptions=True):

@@ -26,6 +26,17 @@ async def test_it_is_full_at_either_bound_and_has_room_again_when_frames_leave()
         assert not outbox.full
 
 
+async def test_it_is_drained_when_half_of_it_is_free() -> None:
+    for outbox in (Outbox(most_frames=2 * BATCH), Outbox(most_bytes=2 * BATCH)):
+        for _ in range(BATCH + 1):
+            outbox.add("a")
+        draining = asyncio.create_task(outbox.drained())
+        await asyncio.sleep(0)
+        assert not draining.done()
+        await outbox.take()
+        await draining
+
+
 async def test_who_may_wait_waits_for_room_and_who_takes_waits_for_frames() -> None:
     outbox = Outbox(most_frames=1)
     taking = asyncio.create_task(outbox.take())
