@@ -13,9 +13,17 @@ WHEEL_DIR := dist
 # Any Python from 3.11 on; say `make PYTHON=/path/to/python3.12 …` to choose one.
 PYTHON ?=
 
-# So many that a p95 can be proven: 59 answers without a slow one are the fewest that show, at 95 % confidence, that at
-# most 5 % are slow (0.95^59 < 0.05); 64 leave a little room.
-REPORT_RUNS ?= 64
+# So many that a p95 can be proven: 59 independent answers without a slow one are the fewest that show, at 95 %
+# confidence, that at most 5 % are slow (0.95^59 < 0.05). Answers of one moment resemble each other, so that some
+# hundred are worth only some dozen independent ones on a busy machine; 320 runs leave room for that.
+REPORT_RUNS ?= 320
+
+# How long the simulator runs, and from which seed: `make test` takes a hundred thousand steps, a night ten million.
+STEPS ?= 1000000
+SEED ?= 0
+
+# More arguments for the stack, for example UP_ARGS='--port 0' (a free port) or UP_ARGS='--workers 2'.
+UP_ARGS ?=
 
 # More arguments for pytest, for example PYTEST_ARGS='tests/harness -q'.
 PYTEST_ARGS ?=
@@ -66,8 +74,12 @@ remake:
 
 # GNU make turns every failing recipe into its own exit code 2. The verdict's code is therefore printed as the last
 # line and kept, and `make report-code` prints it: `make report || exit "$$(make -s report-code)"`.
+.PHONY: forget-code
+forget-code:
+	@rm -f data/.report-exit-code
+
 .PHONY: report
-report: $(STAMP) ## Stack, smoke load, notebooks, verdicts in one go; prints the report's path
+report: forget-code $(STAMP) ## Stack, smoke load, notebooks, verdicts in one go; prints the report's path
 	@$(PY) -m harness run --mode smoke --runs $(REPORT_RUNS) --children 1 --poll-interval 0.1 --gate; code=$$?; \
 	echo $$code > data/.report-exit-code; \
 	case $$code in \
@@ -80,12 +92,12 @@ report: $(STAMP) ## Stack, smoke load, notebooks, verdicts in one go; prints the
 	esac; exit $$code
 
 .PHONY: report-code
-report-code: ## Print the exit code of the last `make report` (make itself only knows 0 and 2)
-	@cat data/.report-exit-code 2>/dev/null || { echo "make: no report was made here; run make report" >&2; exit 1; }
+report-code: ## Print the code of the last `make report` (make itself only knows 0 and 2); 2 when it was not finished
+	@cat data/.report-exit-code 2>/dev/null || { echo "make: the last make report was not finished" >&2; echo 2; }
 
 .PHONY: up
 up: $(STAMP) ## Stack, service and worker in the foreground; prints a URL and a development token
-	@exec $(PY) -m service up
+	@exec $(PY) -m service up $(UP_ARGS)
 
 .PHONY: lab
 lab: $(STAMP) $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json ## JupyterLab on notebooks/
@@ -109,6 +121,10 @@ streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs
 .PHONY: test
 test: $(STAMP) ## Every test that needs no special machine, real PostgreSQL and Redis included
 	@$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: simulate
+simulate: $(STAMP) ## The engine in a world of faults: make simulate STEPS=10000000 SEED=0
+	@$(PY) -m tests.simulator --steps $(STEPS) --seed $(SEED)
 
 .PHONY: check
 check: $(STAMP) ## Lint, format, types, import layers, docs

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib
+import datetime
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,18 +21,23 @@ from typing import NoReturn
 
 import msgspec
 
+from harness.arrivals import RUNS_MAX
+from harness.bench import GROUPS
 from harness.errors import BadUsage, ExitCode, HarnessError
+from harness.folders import data_folder, keep_caches_here
 from harness.generator import Plan
 from harness.measurement import measure
+from harness.request import Request, check_request, require_judgeable
 from harness.sample import Mode
 from harness.sampleset import read_sample_set
+from harness.slofile import SLO_FILE
 from harness.summary import summarise
 from harness.target import Target, named_target, own_stack
 from harness.workspaces import SNAPSHOT_RATE_PER_S
 
-RUNS_MAX = 100_000
 CHILDREN_MAX = 4  # the service's cap of pending subruns per parent
 SECONDS_MAX = 86_400.0  # no interval of a load test is longer than a day
+CELL_SECONDS_MIN, CELL_SECONDS_MAX = 0.1, 60.0  # of one cell of the bench
 CLOSED_MODES = [str(mode) for mode in (Mode.SMOKE, Mode.BURST, Mode.SOAK)]
 
 
@@ -65,9 +71,13 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _data() -> Path:
-    """Return the folder under which the harness keeps its files."""
-    return Path(os.environ.get("PLIMSOLL_DATA") or "data")
+def _cell_seconds(text: str) -> float:
+    value = _seconds(text)
+    if not CELL_SECONDS_MIN <= value <= CELL_SECONDS_MAX:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not usable: give seconds from {CELL_SECONDS_MIN:g} to {CELL_SECONDS_MAX:g}"
+        )
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,7 +103,44 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="folder of the report; default: a new one in data/reports"
     )
     report.add_argument("--partial", action="store_true", help="accept a set that is not complete (a killed harness)")
+    report.add_argument(
+        "--slo", type=Path, metavar="FILE", help="the SLOs to judge by; default: data/slo.yaml of the checkout"
+    )
+    report.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="a notebook's parameter, its value as YAML; may be repeated",
+    )
+    bench = commands.add_parser(
+        "bench",
+        help="measure the service's paths, the harness and the analysis beside their floors",
+        description="Measure what each path costs as a ratio to its floor, on private servers that are stopped"
+        " afterwards. Prints a table and the path of bench.json. Aims that are not reached are no failure; an answer"
+        " that is wrong is (exit code 2).",
+        allow_abbrev=False,
+    )
+    _add_bench(bench)
     return parser
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """Return a parameter's name and the text of its value."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give NAME=VALUE")
+    return name, value
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    add = bench.add_argument
+    add("--repeats", type=_whole(1, 100), metavar="N", help="how often each cell is measured, in turn (default: 5)")
+    add("--seconds", type=_cell_seconds, metavar="S", help="seconds of each cell (default: 3)")
+    add("--only", metavar="A,B", help=f"measure these and their floors only: {', '.join(GROUPS)}")
+    add("--quick", action="store_true", help="2 repeats of short cells: shows that it works, proves nothing")
+    add("--json", action="store_true", help="print the content of bench.json instead of the table")
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
@@ -136,10 +183,12 @@ def _target(arguments: argparse.Namespace) -> AbstractContextManager[Target]:
         return contextlib.nullcontext(named_target(url, arguments.token or os.environ.get("PLIMSOLL_TOKEN")))
     if arguments.token:
         raise BadUsage("--token needs --url (or PLIMSOLL_URL): an embedded stack makes its own token")
-    return own_stack(_data() / "stack")
+    return own_stack(data_folder() / "stack")
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.gate:
+        require_judgeable()
     plan = Plan(
         mode=Mode(arguments.mode),
         runs=arguments.runs,
@@ -152,7 +201,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if plan.poll_interval_s * SNAPSHOT_RATE_PER_S < 1:
         _complain(f"note: --poll-interval {plan.poll_interval_s:g} is faster than the {SNAPSHOT_RATE_PER_S}/s that a"
                   " workspace may ask for snapshots; expect 429 once its burst capacity is used")  # fmt: skip
-    measured = measure(plan, _target(arguments), arguments.out or _data() / "samples")
+    measured = measure(plan, _target(arguments), arguments.out or data_folder() / "samples")
     summary = summarise(read_sample_set(measured.path))
     if arguments.json:
         _show(msgspec.json.encode(dataclasses.asdict(summary)).decode())
@@ -163,7 +212,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.gate:
         return ExitCode.PASSED
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        return _judge([measured.path], None, None, partial=False)
+        return _judge(check_request([measured.path]))
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -172,15 +221,51 @@ def _report(arguments: argparse.Namespace) -> int:
         notebooks = [name.strip() for name in arguments.notebooks.split(",") if name.strip()]
         if not notebooks:
             raise BadUsage("--notebooks names none: give names by commas, or leave it out for all that apply")
-    for path in arguments.samples:
-        if not path.exists():
-            raise BadUsage(f"--samples {path} does not exist: give the folder of a sample set")
-    return _judge(arguments.samples, notebooks, arguments.out, partial=arguments.partial)
+    return _judge(
+        check_request(
+            arguments.samples,
+            notebooks,
+            arguments.out,
+            partial=arguments.partial,
+            parameters=dict(arguments.parameter),
+            slo_file=arguments.slo or SLO_FILE,
+        )
+    )
 
 
-def _judge(samples: list[Path], notebooks: list[str] | None, out: Path | None, *, partial: bool) -> int:
-    """Hand over to `report`, which is slow to import and not needed for making load."""
-    return int(importlib.import_module("harness.report").main(samples, notebooks, out, partial))
+def _bench(arguments: argparse.Namespace) -> int:
+    from harness.bench.results import page
+    from harness.bench.session import Wish, run_bench
+
+    only = GROUPS if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
+    if unknown := [name for name in only if name not in GROUPS]:
+        raise BadUsage(f"--only {unknown[0]!r} is not known: give some of {', '.join(GROUPS)}, by commas")
+    quick = arguments.quick
+    wish = Wish(
+        repeats=arguments.repeats or (2 if quick else 5),
+        seconds=arguments.seconds or (0.3 if quick else 3.0),
+        only=frozenset(only),
+        due_runs=500 if quick else 5_000,
+        pgbench_scale=1 if quick else 10,
+        sample_rows=5_000 if quick else 100_000,
+    )
+    file, bench = run_bench(wish, data_folder())
+    if arguments.json:
+        _show(msgspec.json.encode(bench).decode())
+    else:
+        _show(page(bench), f"bench: {file}")
+    return ExitCode.PASSED
+
+
+def _judge(request: Request) -> int:
+    """Hand over to `report`, which is slow to import and not needed for making load; print what it found."""
+    _complain(f"reading {', '.join(str(path) for path in request.samples)}")
+    keep_caches_here()
+    from harness.report import write_report
+
+    written = write_report(request)
+    _show(*written.lines)
+    return written.exit_code
 
 
 def _show(*lines: str) -> None:
@@ -195,14 +280,34 @@ def _complain(text: str) -> None:
     print(" ".join(text.split()), file=sys.stderr)
 
 
+def _keep_traceback() -> str:
+    """Write the traceback of the exception at hand to the data folder, or to stderr where that cannot be written.
+
+    Return where it is, in words.
+    """
+    folder = data_folder() / "logs"
+    file = folder / f"harness-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError:
+        traceback.print_exc()
+        return "its traceback is above"
+    return f"its traceback is in {file}"
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code."""
     arguments = _parser().parse_args(words)
     try:
-        return {"run": _run, "report": _report}[arguments.command](arguments)
+        return {"run": _run, "report": _report, "bench": _bench}[arguments.command](arguments)
     except HarnessError as fault:
         _complain(f"python -m harness {arguments.command}: {fault}")
         return fault.exit_code
+    except Exception as fault:  # a bug of ours: Python's own exit code, 1, would tell a CI job that an SLO failed
+        _complain(f"python -m harness {arguments.command}: this is a fault of the harness, nothing was judged:"
+                  f" {type(fault).__name__}: {fault} ({_keep_traceback()})")  # fmt: skip
+        return ExitCode.INVALID
     except KeyboardInterrupt:
         _complain(f"python -m harness {arguments.command}: interrupted")
         return ExitCode.INTERRUPTED

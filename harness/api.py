@@ -153,11 +153,18 @@ class Api:
         self._client = client
         self._token = token
 
-    async def make_workspace(self, name: str) -> Workspace:
-        """Make a workspace of the ordinary class, its agent, and an OPERATOR token that the load uses."""
-        made = await self._post("make a workspace", "/api/workspaces/", {"name": name}, _WorkspaceAnswer)
+    async def make_workspace(
+        self, name: str, quota_class: str | None = None, script: list[dict[str, str]] | None = None
+    ) -> Workspace:
+        """Make a workspace, its agent, and an OPERATOR token that the load uses.
+
+        Without `quota_class` it is of the ordinary class; without `script` the agent does what agents do by default.
+        """
+        kind = {"quota_class": quota_class} if quota_class else {}
+        made = await self._post("make a workspace", "/api/workspaces/", {"name": name, **kind}, _WorkspaceAnswer)
         place = f"/api/workspaces/{made.workspace_id}"
-        agent = await self._post("make an agent", f"{place}/agents/", {"name": "scripted"}, _AgentAnswer)
+        steps = {"script": script} if script else {}
+        agent = await self._post("make an agent", f"{place}/agents/", {"name": "scripted", **steps}, _AgentAnswer)
         role = {"role": "OPERATOR", "expires_days": TOKEN_EXPIRES_DAYS}
         granted = await self._post("make a token", f"{place}/tokens/", role, _TokenAnswer)
         return Workspace(self._client, made.workspace_id, agent.agent_id, granted.token)

@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from harness.sample import Mode
 
+RUNS_MAX = 100_000
+"""Parent runs that one load may have."""
+
 Seconds = npt.NDArray[np.float64]
 
 

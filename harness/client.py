@@ -17,20 +17,18 @@ import os
 import select
 import socket
 import time
-import urllib.parse
 from collections import deque
 from collections.abc import Callable
 
 import httptools
 
-from harness.errors import BadUsage
+from harness.address import split_url
 from harness.sample import Outcome
 from harness.samplebuffer import NAN, UNKNOWN
 
-REQUEST_TIMEOUT_S = 10.0  # an answer after so long is of no use to a user: over 30 times the slowest SLO target
-IDLE_MAX_S = (
-    4.0  # shorter than the 5 s after which uvicorn closes an idle connection, so that it is not met half-closed
-)
+REQUEST_TIMEOUT_S = 10.0  # an answer after so long is of no use to a user: over 25 times the slowest SLO target
+# Shorter than the 5 s after which uvicorn closes an idle connection, so that it is not met half-closed.
+IDLE_MAX_S = 4.0
 PEEK_AFTER_S = 0.1  # a connection idle for longer is asked (one system call) whether its peer has closed it
 ERROR_CHARS_MAX = 300  # of one line in the samples
 
@@ -385,22 +383,3 @@ class Client:
             found = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
             self._addresses = list(dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found))
         return self._addresses
-
-
-def split_url(url: str) -> tuple[str, int, str]:
-    """Return host, port and path prefix of the service's URL; raises BadUsage naming what is wrong with it."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        port = parts.port or 80
-    except ValueError as fault:
-        raise BadUsage(f"--url {url!r} cannot be read ({fault}): give something like http://127.0.0.1:8000") from None
-    if parts.scheme == "https":
-        raise BadUsage("--url: https is not supported: measure the service itself, behind its TLS proxy, over http://")
-    if parts.scheme != "http" or not parts.hostname:
-        raise BadUsage(f"--url {url!r} is no http address: give something like http://127.0.0.1:8000")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise BadUsage("--url may hold host, port and path only: give the token with --token or PLIMSOLL_TOKEN")
-    prefix = parts.path.rstrip("/")
-    if not (prefix + parts.hostname).isascii() or any(c.isspace() or not c.isprintable() for c in url):
-        raise BadUsage(f"--url {url!r} holds characters that an address may not: escape them")
-    return parts.hostname, port, prefix

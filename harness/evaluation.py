@@ -1,6 +1,6 @@
 """From paths to verdicts: what the report, the gate of a load run and every notebook call, so that all see the same.
 
-Reads the sample sets and the file of promises, asks whether the measurement may be judged, and only then judges.
+Reads the sample sets and the file of SLOs, asks whether the measurement may be judged, and only then judges.
 Next: `analysis/validity` and `analysis/judges`; `report` writes what is found here.
 """
 
@@ -18,12 +18,10 @@ from harness.analysis.judges import judge_all
 from harness.analysis.slo import Slo, Verdict, overall
 from harness.analysis.validity import Finding, find_faults
 from harness.errors import ExitCode
+from harness.folders import data_folder, find_in_checkout
 from harness.sample import Mode
 from harness.sampleset import MANIFEST, Manifest, UnreadableFile, newest_sample_set, read_sample_set
-from harness.slofile import read_slos
-
-SLO_FILE = Path("data/slo.yaml")
-SAMPLES = Path("data/samples")
+from harness.slofile import SLO_FILE, read_slos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +39,11 @@ class Evaluation:
         return overall(self.verdicts, valid=not self.findings)
 
     @property
+    def folders(self) -> dict[str, str]:
+        """Return the name of each measurement's folder."""
+        return dict(zip(self.measurement_ids, self.data.folders, strict=True))
+
+    @property
     def measurement_ids(self) -> tuple[str, ...]:
         """Return the measurements judged, in order."""
         return tuple(manifest.measurement_id for manifest in self.data.manifests)
@@ -50,32 +53,24 @@ def load(samples: Sequence[str | Path] = (), slo_file: str | Path = SLO_FILE, *,
     """Read sample sets and judge them; without paths, the newest set of this checkout.
 
     Relative paths are those of the working directory, or else of the checkout that holds it, so that a notebook finds
-    them too. Raises SampleSetError for files that cannot be read and SloFileError for promises that cannot.
+    them too. Raises SampleSetError for files that cannot be read and SloFileError for SLOs that cannot.
     """
-    paths = [find_in_checkout(Path(path)) for path in samples] or [newest_sample_set(find_in_checkout(SAMPLES))]
+    paths = [find_in_checkout(Path(path)) for path in samples] or [
+        newest_sample_set(find_in_checkout(data_folder() / "samples"))
+    ]
     slos = read_slos(find_in_checkout(Path(slo_file)))
     data = build_dataset([_frames(path) for path in paths])
     findings = find_faults(data, partial=partial)
     return Evaluation(data, slos, findings, () if findings else judge_all(slos, data))
 
 
-def find_in_checkout(path: Path) -> Path:
-    """Return a path as it is if it exists or is absolute, else below the nearest folder above that has it.
-
-    So a notebook finds `data/slo.yaml` from within `notebooks/`. A path found nowhere is returned as it is.
-    """
-    if path.exists() or path.is_absolute():
-        return path
-    return next((above / path for above in Path.cwd().parents if (above / path).exists()), path)
-
-
-def _frames(path: Path) -> tuple[Manifest, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return one set's manifest and its tables as data frames, whole numbers kept whole beside nulls."""
+def _frames(path: Path) -> tuple[str, Manifest, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return one set's folder, its manifest and its tables as data frames, whole numbers kept whole beside nulls."""
     one = read_sample_set(path)
     if one.manifest.mode not in {mode.value for mode in Mode}:
         known = ", ".join(Mode)
         raise UnreadableFile(path, MANIFEST, f"its mode is {one.manifest.mode!r}, this program knows {known}")
-    return one.manifest, _frame(one.samples), _frame(one.runs), _frame(one.resources)
+    return path.resolve().name, one.manifest, _frame(one.samples), _frame(one.runs), _frame(one.resources)
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from harness.scenario import AgentRun, Habits, Place
 from harness.workspaces import Workspaces, prepared_count
 
 LOOK_INTERVAL_S = 1.0
-HEARTBEAT_S = 0.01  # ten times finer than the slowest SLO target's tenth
+HEARTBEAT_S = 0.01  # a twentieth of the tightest latency target (200 ms): a stall that matters cannot hide between two
 CLEAN_UP_S = 5.0  # what cancelling may take after an interruption
 
 

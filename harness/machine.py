@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Name the versions of what makes and records the load; a package run from its source has none."""
+def versions(others: Sequence[str] = ()) -> dict[str, str]:
+    """Name the versions of what makes and records the load, and of `others`; a package run from its source has none."""
     found = {"python": platform.python_version()}
-    for package in MEASURING_PACKAGES:
+    for package in (*MEASURING_PACKAGES, *others):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

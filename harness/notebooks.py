@@ -1,46 +1,33 @@
-"""Runs notebooks through papermill, and turns them into pages that need no network.
+"""Which notebooks there are, and what their parameters may be.
 
 papermill passes silently where it should not: an unknown parameter is a warning, a missing `parameters` cell lets the
 defaults win, a text is taken for a number. So before anything runs, the `parameters` cell is read, a typed model is
-derived from its annotations, and every value is checked against it. The kernel is reached over a socket in a private
-folder, not over TCP, and imports this very `harness`.
+derived from its annotations, and every value is checked against it. That needs nothing slow; Jupyter's own reading of
+the file comes after it, and must find the same cell. Next: `execution`, which runs them.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import copy
 import functools
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jupytext
 import msgspec
-import nbformat
-import papermill
 import yaml
-from nbconvert import HTMLExporter
-from nbformat import NotebookNode
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
 
-import harness
-from harness.errors import BadUsage, HarnessError
+from harness.errors import BadUsage
 
-FOLDER = "notebooks"
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+TAG = "parameters"
+"""Marks the cell whose values papermill replaces."""
+
 FIRST = "slo_compliance"
 """What a reader wants first; the other notebooks follow by name."""
-
-TEMPLATES = Path(__file__).parent / "templates"
-START_TIMEOUT_S = 60
-"""A kernel starts in 1 to 3 s on an idle machine; a minute is a machine in trouble."""
-
-CELL_TIMEOUT_S = 600
-"""No cell of ours takes more than seconds; ten minutes is one that hangs."""
 
 PARAMETER_TYPES: dict[str, Any] = {
     "str": str, "int": int, "float": float, "bool": bool,
@@ -49,22 +36,25 @@ PARAMETER_TYPES: dict[str, Any] = {
 """What a parameter may be: what papermill carries into a notebook unchanged."""
 
 
-class NotebookFailed(HarnessError):
-    """A notebook did not run to its end, so its page would not show what was measured."""
-
-    def __init__(self, name: str, fault: str) -> None:
-        super().__init__(f"notebook {name} failed: {fault}")
-        self.name = name
-
-
 class Notebook:
     """One notebook and the typed model of its parameters."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.stem
-        self.node: NotebookNode = jupytext.read(path, fmt="py:percent")
-        self.parameters = _parameter_model(self.name, self.node)
+        self._source = _parameters_cell(self.name, path.read_text(encoding="utf-8"))
+        self.parameters = _parameter_model(self.name, self._source)
+
+    @functools.cached_property
+    def node(self) -> NotebookNode:
+        """Return it as Jupyter has it. Raises BadUsage when its parameters are not those that were checked."""
+        import jupytext  # takes seconds; bad usage is told before
+
+        node: NotebookNode = jupytext.read(self.path, fmt="py:percent")
+        tagged = [cell.source for cell in node.cells if TAG in cell.metadata.get("tags", [])]
+        if [source.strip() for source in tagged] != [self._source]:
+            raise BadUsage(f'notebook {self.name}: its cell tagged `{TAG}` cannot be told; write # %% tags=["{TAG}"]')
+        return node
 
     @property
     def title(self) -> str:
@@ -76,7 +66,7 @@ class Notebook:
     def contents(self) -> str:
         """Return the headings of its sections, in a row."""
         lines = (line for cell in self.node.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
-        return ", ".join(line.removeprefix("## ").lower() for line in lines if line.startswith("## "))
+        return ", ".join(line[3:4].lower() + line[4:] for line in lines if line.startswith("## "))
 
 
 def find_notebooks(names: Sequence[str] | None, folder: Path) -> tuple[Notebook, ...]:
@@ -84,7 +74,8 @@ def find_notebooks(names: Sequence[str] | None, folder: Path) -> tuple[Notebook,
     known = sorted((path.stem for path in folder.glob("*.py")), key=lambda name: (name != FIRST, name))
     for name in names or ():
         if name not in known:
-            raise BadUsage(f"no notebook is called {name!r}: there are {', '.join(known) or 'none'} in {folder}")
+            there = ", ".join(known) or "none"
+            raise BadUsage(f"--notebooks: no notebook is called {name!r}: there are {there} in {folder}")
     return tuple(Notebook(folder / f"{name}.py") for name in dict.fromkeys(names if names is not None else known))
 
 
@@ -99,9 +90,10 @@ def check_parameters(
     known = {field for notebook in notebooks for field in notebook.parameters.__struct_fields__}
     for name in given:
         if name in ours:
-            raise BadUsage(f"parameter {name!r} is set by the report itself: use its flag")
+            raise BadUsage(f"--parameter: {name!r} is set by the report itself: use its flag")
         if name not in known:
-            raise BadUsage(f"no notebook has a parameter {name!r}: there are {', '.join(sorted(known - set(ours)))}")
+            there = ", ".join(sorted(known - set(ours))) or "none"
+            raise BadUsage(f"--parameter: no notebook has a parameter {name!r}: there are {there}")
     read = {name: _read_value(name, text) for name, text in given.items()}
     checked: dict[str, dict[str, Any]] = {}
     for notebook in notebooks:
@@ -110,61 +102,58 @@ def check_parameters(
         try:
             msgspec.convert(values, notebook.parameters, strict=True)
         except msgspec.ValidationError as fault:
-            raise BadUsage(f"notebook {notebook.name}: {_plainly(str(fault))}") from None
+            raise BadUsage(f"--parameter: notebook {notebook.name}: {_plainly(str(fault))}") from None
         checked[notebook.name] = values
     return checked
 
 
-def run_notebook(notebook: Notebook, parameters: Mapping[str, object], target: Path, root: Path) -> NotebookNode:
-    """Execute a notebook in the checkout at `root`, keep it executed at `target`, and return it.
-
-    Raises NotebookFailed with the cell's own error.
-    """
-    node = nbformat.from_dict(notebook.node)  # type: ignore[no-untyped-call]
-    with _kernel_surroundings(root) as config:
-        try:
-            executed: NotebookNode = papermill.execute_notebook(
-                node, str(target), parameters=dict(parameters), kernel_name="python3", cwd=str(root),
-                progress_bar=False, start_timeout=START_TIMEOUT_S, execution_timeout=CELL_TIMEOUT_S, config=config,
-                extra_arguments=["--IPKernelApp.log_level=50"],  # it calls its own shutdown an error
-            )  # fmt: skip
-            return executed
-        except PapermillExecutionError as fault:
-            raise NotebookFailed(notebook.name, f"{fault.ename}: {fault.evalue}") from None
-        except (RuntimeError, OSError) as fault:
-            raise NotebookFailed(notebook.name, f"{type(fault).__name__}: {' '.join(str(fault).split())}") from fault
+def _parameters_cell(name: str, text: str) -> str:
+    """Return the source of the parameters cell of a notebook in percent format. Raises BadUsage unless it has one."""
+    _, *pieces = re.split(r"^# ?%%(.*)\n", text, flags=re.MULTILINE)
+    tagged = [
+        source.strip()
+        for header, source in zip(pieces[::2], pieces[1::2], strict=True)
+        if (tags := re.search(r"tags=\[(.*?)\]", header)) and f'"{TAG}"' in tags[1]
+    ]
+    if len(tagged) != 1:
+        found = "no cell" if not tagged else f"{len(tagged)} cells"
+        raise BadUsage(f"notebook {name} has {found} tagged `{TAG}`: it needs one, or its defaults would win")
+    return tagged[0]
 
 
-def page_of(node: NotebookNode, resources: Mapping[str, object]) -> str:
-    """Return an executed notebook as one page: no code, no script, nothing loaded from anywhere."""
-    exporter = HTMLExporter(  # type: ignore[no-untyped-call]
-        template_name="notebook", extra_template_basedirs=[str(TEMPLATES)], exclude_input=True,
-        exclude_input_prompt=True, exclude_output_prompt=True, embed_images=True,
-    )  # fmt: skip
-    page, _ = exporter.from_notebook_node(node, resources={"plimsoll": dict(resources)})
-    return page
-
-
-def _parameter_model(name: str, node: NotebookNode) -> type[msgspec.Struct]:
-    """Derive the typed model from the notebook's parameters cell. Raises BadUsage when it has none, or one untyped."""
-    cells = [cell for cell in node.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        found = "no cell" if not cells else f"{len(cells)} cells"
-        raise BadUsage(f"notebook {name} has {found} tagged `parameters`: it needs one, or its defaults would win")
+def _parameter_model(name: str, source: str) -> type[msgspec.Struct]:
+    """Derive the typed model from the source of a notebook's parameters cell. Raises BadUsage for one untyped."""
     fields: list[tuple[str, Any, Any]] = []
-    for line in ast.parse(cells[0].source).body:
+    defaults: dict[str, object] = {}
+    for line in _lines(name, source):
         if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None):
-            raise BadUsage(
-                f"notebook {name}: line {line.lineno} of its parameters is not of the form `name: type = value`"
-            )
-        written = ast.unparse(line.annotation)
+            raise BadUsage(f"notebook {name}: line {line.lineno} of its parameters is not `name: type = value`")
+        written, parameter = ast.unparse(line.annotation), line.target.id
         if written not in PARAMETER_TYPES:
             known = ", ".join(PARAMETER_TYPES)
-            raise BadUsage(f"notebook {name}: parameter {line.target.id!r} is a {written}, known are {known}")
-        default = ast.literal_eval(line.value)
-        wanted = PARAMETER_TYPES[written]
-        fields.append((line.target.id, wanted, msgspec.field(default_factory=functools.partial(copy.copy, default))))
-    return msgspec.defstruct(f"{name}_parameters", fields, frozen=True, forbid_unknown_fields=True)
+            raise BadUsage(f"notebook {name}: parameter {parameter!r} is a {written}, known are {known}")
+        try:
+            defaults[parameter] = ast.literal_eval(line.value)
+        except ValueError:
+            raise BadUsage(
+                f"notebook {name}: the default of parameter {parameter!r} is computed, not written"
+            ) from None
+        fields.append((parameter, PARAMETER_TYPES[written], msgspec.UNSET))
+    model = msgspec.defstruct(f"{name}_parameters", [(field, kind) for field, kind, _ in fields], kw_only=True)
+    try:
+        msgspec.convert(defaults, model, strict=True)
+    except msgspec.ValidationError as fault:
+        raise BadUsage(f"notebook {name}: {_plainly(str(fault))} by default") from None
+    optional = [(field, kind | msgspec.UnsetType, msgspec.UNSET) for field, kind, _ in fields]
+    return msgspec.defstruct(f"{name}_parameters", optional, frozen=True, forbid_unknown_fields=True)
+
+
+def _lines(name: str, source: str) -> list[ast.stmt]:
+    """Return a cell's statements. Raises BadUsage when it is no Python."""
+    try:
+        return ast.parse(source).body
+    except SyntaxError as fault:
+        raise BadUsage(f"notebook {name}: line {fault.lineno} of its parameters is no Python ({fault.msg})") from None
 
 
 def _read_value(name: str, text: str) -> object:
@@ -172,36 +161,10 @@ def _read_value(name: str, text: str) -> object:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as fault:
-        raise BadUsage(f"parameter {name!r}: {text!r} cannot be read ({' '.join(str(fault).split())})") from None
+        raise BadUsage(f"--parameter {name}: {text!r} cannot be read ({' '.join(str(fault).split())})") from None
 
 
 def _plainly(fault: str) -> str:
     """Turn msgspec's "Expected `int`, got `str` - at `$.slowest`" into a sentence that starts with the parameter."""
     what, _, where = fault.replace("`", "").partition(" - at $.")
     return f"parameter {where!r}: {what.lower()}" if where else what
-
-
-@contextlib.contextmanager
-def _kernel_surroundings(root: Path) -> Iterator[Config]:
-    """Give a kernel a private folder for its sockets and settings, and this harness to import; undone afterwards."""
-    package = Path(harness.__file__).parent.parent
-    paths = [str(root), str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with tempfile.TemporaryDirectory(prefix="plimsoll-") as private:
-        wanted = {
-            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-            "JUPYTER_RUNTIME_DIR": private,
-            "JUPYTER_CONFIG_DIR": private,
-            "IPYTHONDIR": private,
-            "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", private),
-        }
-        before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update(wanted)
-        try:
-            # The sockets' path is the address; it must stay short (107 characters on Linux).
-            yield Config({"KernelManager": {"transport": "ipc", "ip": f"{private}/k"}})
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value

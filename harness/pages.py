@@ -54,9 +54,9 @@ def write_index(path: Path, evaluation: Evaluation, pages: Sequence[Page], table
         css=style(),
         title=TITLE,
         word=display.heading(evaluation.verdicts, evaluation.findings),
-        conclusion=display.conclusion(evaluation.verdicts, evaluation.findings).markup,
+        conclusion=display.conclusion(evaluation.verdicts, evaluation.findings, evaluation.folders).markup,
         verdicts=display.verdicts(evaluation.verdicts).to_html() if evaluation.verdicts else "",
-        promises=figures.promises(evaluation.verdicts).markup if evaluation.verdicts else "",
+        limits_used=figures.limits_used(evaluation.verdicts).markup if evaluation.verdicts else "",
         measurements=display.measurements(evaluation.data).to_html(),
         pages=pages,
         tables=table_files,
@@ -85,24 +85,27 @@ def write_tables(folder: Path, evaluation: Evaluation) -> list[str]:
 
 def summary(evaluation: Evaluation) -> str:
     """Return the verdicts as Markdown, for a CI job's page."""
-    first, *rest = display.sentences(evaluation.verdicts, evaluation.findings)
+    first, *rest = _sentences(evaluation)
     lines = [f"## {display.heading(evaluation.verdicts, evaluation.findings)}: {TITLE}", "", first, ""]
     lines += [*(f"- {sentence}" for sentence in rest), ""] if rest else []
     if evaluation.verdicts:
-        lines += ["| Verdict | Promise | Required | Measured | 95 % bounds | Sample |", "|---|---|---|---|---|---|"]
+        lines += [_markdown_row(display.VERDICT_COLUMNS), "|---" * len(display.VERDICT_COLUMNS) + "|"]
         for one in evaluation.verdicts:
-            cells = [
-                f"{display.MARKS[one.verdict]} {one.verdict.value.replace('_', ' ')}",
-                one.title + (f" ({one.mode.value})" if one.mode else ""),
-                one.requirement,
-                display.measured_text(one),
-                display.bounds_text(one.interval),
-                display.sample_text(one),
-            ]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            row = display.verdict_row(one)
+            lines.append(_markdown_row(row._replace(verdict=f"{display.MARKS[one.verdict]} {row.verdict}")))
         lines.append("")
     lines += [f"Judged: {', '.join(f'`{name}`' for name in evaluation.measurement_ids)}", ""]
-    return "\n".join(lines)
+    return display.unbroken("\n".join(lines))
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    """Return one row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _sentences(evaluation: Evaluation) -> list[str]:
+    """Return the conclusion in plain sentences that name the folders."""
+    return display.sentences(evaluation.verdicts, evaluation.findings, evaluation.folders)
 
 
 def junit(evaluation: Evaluation) -> bytes:
@@ -140,26 +143,12 @@ def junit(evaluation: Evaluation) -> bytes:
 
 def verdict_lines(evaluation: Evaluation) -> list[str]:
     """Return the verdicts as lines of a terminal, in columns."""
-    first, *rest = display.sentences(evaluation.verdicts, evaluation.findings)
+    first, *rest = _sentences(evaluation)
     lines = [f"{display.heading(evaluation.verdicts, evaluation.findings)}: {first}"]
     if evaluation.findings:
         return lines + [f"  {sentence}" for sentence in rest]
-    rows = [
-        (
-            one.verdict.value.replace("_", " "),
-            one.title + (f" ({one.mode.value})" if one.mode else ""),
-            one.requirement,
-            display.measured_text(one),
-            display.bounds_text(one.interval),
-            display.sample_text(one),
-        )
-        for one in evaluation.verdicts
-    ]
-    header = ("Verdict", "Promise", "Required", "Measured", "95 % bounds", "Sample")
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines += [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *rows)
-    ]
+    rows = [display.VERDICT_COLUMNS, *(display.verdict_row(one) for one in evaluation.verdicts)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(display.VERDICT_COLUMNS))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     open_ = [one for one in evaluation.verdicts if one.verdict in {Status.FAIL, Status.INCONCLUSIVE}]
     return lines + [f"{one.title}: {one.reason}" for one in open_]

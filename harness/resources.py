@@ -21,8 +21,9 @@ QUEUE_DEPTH = "plimsoll_queue_depth"
 OLDEST_DUE_TICK = "plimsoll_oldest_due_tick_seconds"
 TICKS = "plimsoll_ticks_total"
 PUBLISH_LAG = "plimsoll_publish_lag_seconds"
-DB_WRITE = "plimsoll_db_write_seconds"
-_WANTED = (QUEUE_DEPTH, OLDEST_DUE_TICK, TICKS, PUBLISH_LAG, DB_WRITE)
+DB_WRITE = "plimsoll_db_write_seconds"  # of the HTTP processes
+TICK_WRITE = "plimsoll_tick_write_seconds"  # of the workers
+_WANTED = (QUEUE_DEPTH, OLDEST_DUE_TICK, TICKS, PUBLISH_LAG, DB_WRITE, TICK_WRITE)
 
 Metrics = dict[str, list[float]]
 
@@ -60,10 +61,12 @@ def increase(before: Metrics, now: Metrics, name: str) -> float | None:
     return rise if rise >= 0 else None
 
 
-def mean_ms(before: Metrics, now: Metrics, name: str) -> float | None:
-    """Return the mean of a histogram's new observations in milliseconds; None when there were none."""
-    total, count = increase(before, now, f"{name}_sum"), increase(before, now, f"{name}_count")
-    return total / count * 1e3 if total is not None and count else None
+def mean_ms(before: Metrics, now: Metrics, *names: str) -> float | None:
+    """Return the mean of several metrics' new observations in milliseconds; None when there were none."""
+    rises = [(increase(before, now, f"{name}_sum"), increase(before, now, f"{name}_count")) for name in names]
+    told = [(total_s, count) for total_s, count in rises if total_s is not None and count is not None]
+    count = sum(count for _, count in told)
+    return sum(total_s for total_s, _ in told) / count * 1e3 if count else None
 
 
 class Resources:
@@ -93,8 +96,6 @@ class Resources:
         rss_bytes, service_percent = self._service(elapsed_s)
         before, metrics = self._metrics, read_metrics(text) if text is not None else {}
         ticks = increase(before, metrics, TICKS)
-        publish_ms = mean_ms(before, metrics, PUBLISH_LAG)
-        publish_s = gauge(metrics, PUBLISH_LAG, max)
         row = ResourceSample(
             at_ns=at_ns,
             cpu_percent=cpu_percent,
@@ -105,8 +106,8 @@ class Resources:
             queue_depth=gauge(metrics, QUEUE_DEPTH),
             oldest_due_tick_s=gauge(metrics, OLDEST_DUE_TICK, max),
             ticks_per_s=None if ticks is None else ticks / (now - self._metrics_at),
-            redis_publish_lag_ms=publish_s * 1e3 if publish_s is not None else publish_ms,
-            db_write_ms=mean_ms(before, metrics, DB_WRITE),
+            redis_publish_lag_ms=mean_ms(before, metrics, PUBLISH_LAG),
+            db_write_ms=mean_ms(before, metrics, DB_WRITE, TICK_WRITE),
             iowait_percent=iowait_percent,
             generator_lag_ms=generator_lag_ms,
         )

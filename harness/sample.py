@@ -2,7 +2,7 @@
 
 This is the hinge of the harness: everything to its left makes these rows, everything to its right reads them, and
 nobody keeps a shadow copy. The Parquet schemas are derived from the dataclasses below, so a column is named once.
-Writing and reading the files is in `sampleset`.
+`recorder` writes the files, `sampleset` reads them.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class ResourceSample:
     queue_depth: float | None  # due runs not yet claimed (plimsoll_queue_depth)
     oldest_due_tick_s: float | None  # age of the oldest due run (plimsoll_oldest_due_tick_seconds)
     ticks_per_s: float | None  # from the counter plimsoll_ticks_total
-    redis_publish_lag_ms: float | None  # publish to delivery, measured by the service
-    db_write_ms: float | None  # mean write transaction over the second
+    redis_publish_lag_ms: float | None  # mean from a commit to Redis having passed its events on, over the second
+    db_write_ms: float | None  # mean write transaction over the second, of HTTP processes and workers together
     iowait_percent: float | None
     generator_lag_ms: float | None  # how late the harness's own loop woke, worst of the second
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pyarrow as pa
@@ -28,6 +28,7 @@ from harness.errors import ExitCode, HarnessError
 from harness.sample import SCHEMA_VERSION, ResourceSample, RunRecord, Sample, arrow_schema
 
 MANIFEST = "manifest.json"
+SETS_NAMED_MAX = 3  # of the sets in a folder that is none itself; the newest
 VERSION_KEY = b"plimsoll.schema_version"
 MEASUREMENT_KEY = b"plimsoll.measurement_id"
 WHOLE_KEY = b"plimsoll.whole"  # set on a runs.parquet or resources.parquet into which all of its parts were merged
@@ -38,7 +39,7 @@ class Instant:
     """One moment by both clocks, so that monotonic stamps can be placed in time."""
 
     monotonic_ns: int  # the clock of every *_at_ns column
-    wall_ns: int  # UTC, since 1970
+    wall_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # UTC, since 1970
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ class Manifest:
     commit: str | None  # of this checkout, "-dirty" when files were changed; null outside a checkout
     versions: dict[str, str]
     machine: dict[str, Any]
-    quota_revision: int | None  # in force during the measurement; null when the service does not tell
+    quota_revision: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None
+    """In force during the measurement; null when the service does not tell."""
     clock: Clock
     files: dict[str, str]  # name: sha256 in hex; while incomplete, the closed files only
     complete: bool  # false until every planned request has its row
@@ -116,7 +118,12 @@ class ManifestMissing(SampleSetError):
     """The folder has no manifest, so nothing vouches for its files."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, f"{path} has no {MANIFEST}: it is no sample set", MANIFEST)
+        text = f"{path} has no {MANIFEST}: it is no sample set"
+        below = sorted((manifest.parent.name for manifest in path.glob(f"*/{MANIFEST}")), reverse=True)
+        if below:
+            more = f" and {len(below) - SETS_NAMED_MAX} older" if len(below) > SETS_NAMED_MAX else ""
+            text += f"; sample sets in it are {', '.join(below[:SETS_NAMED_MAX])}{more}"
+        super().__init__(path, text, MANIFEST)
 
 
 class UnreadableFile(SampleSetError):

@@ -1,4 +1,4 @@
-"""Reads promises from a YAML file in OpenSLO's terms: one document per SLO.
+"""Reads SLOs from a YAML file in OpenSLO's terms: one document per SLO.
 
 Ours beyond OpenSLO is only what its `metricSource.spec` leaves to the source: modes, measure, endpoint, statistic and
 margin. Every key is checked; a typo is refused with the file, the document and the field. The words are explained in
@@ -17,9 +17,12 @@ from harness.analysis.slo import OPS, STATISTICS, Measure, Op, Slo, Statistic
 from harness.errors import BadUsage
 from harness.sample import Endpoint, Mode
 
+SLO_FILE = Path("data/slo.yaml")
+"""The checkout's own SLOs."""
+
 
 class SloFileError(BadUsage):
-    """A file of promises cannot be used. `document` counts from 1; 0 when the file as a whole is at fault."""
+    """A file of SLOs cannot be used. `document` counts from 1; 0 when the file as a whole is at fault."""
 
     def __init__(self, path: Path, document: int, fault: str) -> None:
         where = f"{path}, document {document}" if document else f"{path}"
@@ -61,7 +64,7 @@ class _Indicator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     op: Op
-    value: Annotated[float, msgspec.Meta(ge=0)]
+    value: Annotated[float, msgspec.Meta(ge=0, le=1e12)]  # a verdict cannot hold infinity
 
 
 class _Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,7 +82,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename=
 
 
 def read_slos(path: Path) -> tuple[Slo, ...]:
-    """Return the promises of a file, in its order. Raises SloFileError naming the document and the field."""
+    """Return the SLOs of a file, in its order. Raises SloFileError naming the document and the field."""
     try:
         documents = [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one is not None]
     except FileNotFoundError:
@@ -99,7 +102,7 @@ def read_slos(path: Path) -> tuple[Slo, ...]:
 
 
 def _slo(path: Path, index: int, document: object) -> Slo:
-    """Return one document's promise. Raises SloFileError."""
+    """Return one document's SLO. Raises SloFileError."""
     try:
         read = msgspec.convert(document, _Document)
     except msgspec.ValidationError as fault:
@@ -109,7 +112,7 @@ def _slo(path: Path, index: int, document: object) -> Slo:
     here = "spec.indicator.spec.thresholdMetric.metricSource.spec"
     if source.statistic not in STATISTICS[source.measure]:
         known = ", ".join(STATISTICS[source.measure])
-        refusal = f"{source.measure} has no statistic {source.statistic!r}, only {known} ({here}.statistic)"
+        refusal = f"{source.measure} has no statistic '{source.statistic}', only {known} ({here}.statistic)"
         raise SloFileError(path, index, refusal)
     if (source.endpoint is None) == (source.measure is Measure.LATENCY):
         need = "needs an endpoint" if source.endpoint is None else "takes no endpoint"

@@ -22,12 +22,12 @@ from typing import IO
 
 import psutil
 
-from harness.client import split_url
+from harness.address import split_url
 from harness.errors import BadUsage, StackFailed
 
 STACK_DIR_VARIABLE = "PLIMSOLL_STACK_DIR"  # where `python -m service up` keeps its files
 START_TIMEOUT_S = 120.0  # a first start makes a database; on a slow disk that has taken tens of seconds
-STOP_TIMEOUT_S = 20.0  # the service drains within 10 s
+STOP_TIMEOUT_S = 20.0  # `up` drains and stops all within about 15 s
 LAST_LINES = 5
 STACKS_MAX = 100  # so many harnesses at once in one checkout mean that something else is wrong
 UP_COMMAND = (sys.executable, "-m", "service", "up", "--port", "0")
@@ -59,6 +59,15 @@ def named_target(url: str, token: str | None) -> Target:
     return Target(url.rstrip("/"), token, set, lambda: None, embedded=False)
 
 
+def _environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a stack of our own: addresses of somebody else's servers are not passed on.
+
+    `up` would use them, and the load would go to a database that the manifest does not name.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in ("DATABASE_URL", "REDIS_URL")}
+    return kept | {STACK_DIR_VARIABLE: str(folder)}
+
+
 @contextlib.contextmanager
 def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[Target]:
     """Start an embedded stack under `stacks`, yield it when it is ready, stop it; raises StackFailed or BadUsage."""
@@ -72,10 +81,10 @@ def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[T
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
-            env=os.environ | {STACK_DIR_VARIABLE: str(folder)},
+            env=_environment(folder),
             # Ctrl-C on the terminal is for the harness, which cancels its runs before it stops the stack.
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
         output = _Output(process, log)
         try:
@@ -86,7 +95,7 @@ def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[T
             output.join(STOP_TIMEOUT_S)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask Linux to send SIGTERM to this new process when the harness ends in whatever way (prctl(2))."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -11,11 +11,12 @@ import math
 from collections import deque
 
 from harness.api import Api, Workspace
+from service.quota.limits import DEFAULT, Limit
 
 # The service's default rates, per workspace and second; a fresh workspace may use its whole burst capacity at once.
-CREATE_RATE_PER_S = 10.29
-SPAWN_RATE_PER_S = 2.14
-SNAPSHOT_RATE_PER_S = 18.49
+CREATE_RATE_PER_S, SPAWN_RATE_PER_S, SNAPSHOT_RATE_PER_S = (
+    float(DEFAULT.rates[limit].per_s) for limit in (Limit.RUN_CREATION, Limit.SUBRUN_SPAWN, Limit.SNAPSHOT_POLL)
+)
 PREPARED_MAX = 200  # made beforehand at most, beyond what one group needs at once; the rest is rested and lent again
 SHORTEST_RUN_S = 0.05  # a run that ends sooner than this needs a workspace made while the load runs
 PREPARED_AT_ONCE = 8  # preparing calls side by side: preparation is not the load

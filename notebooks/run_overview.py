@@ -21,7 +21,7 @@ from harness.evaluation import load
 
 # %% tags=["parameters"]
 samples: list[str] = []  # folders of sample sets; none: the newest one in data/samples
-slo_file: str = "data/slo.yaml"  # the promises
+slo_file: str = "data/slo.yaml"  # the SLOs
 partial: bool = False  # judge also sets that were cut short
 slowest: int = 10  # how many of the slowest requests to list
 

@@ -11,10 +11,10 @@
 # ---
 
 # %% [markdown]
-# # Are the promises kept?
+# # Are the SLOs met?
 #
-# Each promise of the SLO file is judged on the samples of its load: PASS and FAIL are proven with 95 % confidence each,
-# INCONCLUSIVE says how many more samples would settle it.
+# Each SLO of the file is judged on the samples of its load: PASS and FAIL are proven with 95 % confidence each,
+# INCONCLUSIVE says how many more samples would settle it, NOT APPLICABLE is about a load that was not measured.
 
 # %%
 from harness.analysis import display, figures
@@ -22,7 +22,7 @@ from harness.evaluation import load
 
 # %% tags=["parameters"]
 samples: list[str] = []  # folders of sample sets; none: the newest one in data/samples
-slo_file: str = "data/slo.yaml"  # the promises
+slo_file: str = "data/slo.yaml"  # the SLOs
 partial: bool = False  # judge also sets that were cut short
 
 # %%
@@ -35,18 +35,20 @@ display.conclusion(evaluation.verdicts, evaluation.findings)
 display.verdicts(evaluation.verdicts)
 
 # %% [markdown]
-# ## How near each promise is
+# ## How near each SLO is
 #
 # The bar is the interval on which the verdict rests. A bar wholly left of the line passes, wholly right of it fails.
+# For a p95 it is the share of slow requests, beside the share that is allowed.
 
 # %%
-figures.promises(evaluation.verdicts)
+figures.limits_used(evaluation.verdicts)
 
 # %% [markdown]
 # ## What callers waited
 #
 # From the moment a request was due to its last byte, failures counted as slower than anything. The tail is stretched,
-# so that p99 has as much room as p90. An interval is given only where the sample can carry one.
+# so that p99 has as much room as p90. An interval is given only where the effective sample size, how many independent
+# requests would say as much, can carry one; it is another for each quantile.
 
 # %%
 figures.percentiles(evaluation.data, evaluation.slos)

@@ -1,8 +1,8 @@
 """The service's commands: `python -m service --help`.
 
 Exit codes: 0 done, 64 bad usage (one line that names the flag), 1 something is in the way (one line that says what and
-the mend). Each command is described in `command_line.py` and done in `up.py`, `serve.py` or `administration.py`;
-modules that a command does not need are not imported for it.
+the mend). Each command is described in `command_line.py` and done in `up.py`, `serve.py`, `administration.py` or
+`archiving.py`; modules that a command does not need are not imported for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from service.command_line import build_parser
 from service.errors import ApiError, BadUsage, Invalid, NotFound, PlimsollError, Unavailable
-from service.settings import Settings, given_addresses, settings_for, stack_folder
+from service.settings import Settings, given_addresses, is_utf8, settings_for, stack_folder
 
 BAD_USAGE = 64  # EX_USAGE of sysexits.h
 IN_THE_WAY = 1
@@ -23,7 +23,11 @@ IN_THE_WAY = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    given = build_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for number, word in enumerate(words, 1):
+        if not is_utf8(word):
+            return _complain(f"argument {number} is not valid UTF-8", BAD_USAGE)
+    given = build_parser().parse_args(words)
     try:
         return _run(given)
     except (BadUsage, ApiError) as refusal:
@@ -45,6 +49,8 @@ def _run(given: argparse.Namespace) -> int:
             from service.serve import work
 
             return work(_settings(), given.processes)
+        case "archive-runs":
+            return _archive(given)
         case _:
             result = _administer(given, _settings())
             print(json.dumps(result) if given.json else _as_lines(result))
@@ -79,6 +85,20 @@ def _serve(given: argparse.Namespace) -> int:
         return serve(settings, listener, given.processes)
 
 
+def _archive(given: argparse.Namespace) -> int:
+    """Archive, compact and purge what is due; 1 when some run or bundle was left out."""
+    from service.archiving import archive_runs, plan_of
+
+    def write(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    plan = plan_of(given.older_than, given.compact, given.verbose_events, given.limit, given.purge_older_than)
+    tally = archive_runs(
+        _settings(), plan, as_json=given.json, write=write, complain=lambda fault: _complain(fault, IN_THE_WAY)
+    )
+    return IN_THE_WAY if tally.faults else 0
+
+
 def _administer(given: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     """Do one administrative command and return its result."""
     from service import administration
@@ -94,6 +114,10 @@ def _administer(given: argparse.Namespace, settings: Settings) -> dict[str, Any]
             return administration.make_token(settings, given.workspace, given.role, given.expires_days)
         case "token", "revoke":
             return administration.take_token_back(settings, given.token)
+        case "rehydrate-run", _:
+            from service.archiving import restore_run
+
+            return restore_run(settings, given.file)
         case command:
             raise RuntimeError(f"the parser knows {command}, this function does not")
 

@@ -22,6 +22,7 @@ from service.settings import Settings
 from service.workspaces import create_agent, create_workspace
 
 UNDEFINED_TABLE = "42P01"  # PostgreSQL manual, appendix A
+REFUSED = ("28", "3D")  # the same: no such user or wrong password, no such database
 
 
 class DatabaseDown(PlimsollError):
@@ -33,7 +34,7 @@ def bring_schema_up_to_date(settings: Settings) -> dict[str, Any]:
     try:
         migrate(settings.database_url)
     except Exception as error:
-        raise _explained(error) from error
+        raise explained(error) from error
     return {"schema": "up to date"}
 
 
@@ -97,6 +98,8 @@ def _read_script(text: str) -> list[dict[str, Any]]:
         return msgspec.json.decode(text, type=list[dict[str, Any]])
     except msgspec.DecodeError as error:
         raise BadUsage(f"--script: {error}") from None
+    except RecursionError:
+        raise BadUsage("--script: it is nested too deeply") from None
 
 
 def _in_one_transaction(
@@ -115,16 +118,16 @@ def _in_one_transaction(
     try:
         return asyncio.run(run())
     except Exception as error:
-        raise _explained(error) from error
+        raise explained(error) from error
 
 
-def _explained(error: Exception) -> Exception:
+def explained(error: Exception) -> Exception:
     """Return the error that says what to do about this one; the same one when nothing is known about it."""
     if isinstance(error, PlimsollError):
         return error
     if isinstance(error, ProgrammingError) and getattr(error.orig, "sqlstate", None) == UNDEFINED_TABLE:
         return ConfigurationError("the database has no schema yet: run `python -m service migrate`")
-    if is_outage(error):
+    if is_outage(error) or str(getattr(getattr(error, "orig", None), "sqlstate", None)).startswith(REFUSED):
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         return DatabaseDown(f"cannot reach the database that DATABASE_URL names: {reason}")
     return error

@@ -1,17 +1,20 @@
 """What happens after a commit: its events are published and the workers rung, in one round trip to Redis.
 
 Never before the commit, and never as part of it: Redis may refuse all of this and nothing is lost, because followers
-read the database and the sweeper finds what is due. Refusals are counted, not raised.
+read the database and the sweeper finds what is due. Refusals are counted, not raised, and so is a bug of ours: an error
+raised here would look like one of the transaction, and what was committed would be written a second time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import time
 from collections.abc import Sequence
 
 import redis.asyncio
 import structlog
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -19,12 +22,16 @@ from redis.exceptions import RedisError
 from service.doorbell import Doorbell
 from service.events import NewEvent, messages
 from service.tallies import KEY, Tallies
-from service.telemetry import ANNOUNCEMENTS_LOST
+from service.telemetry import ANNOUNCEMENTS_LOST, PUBLISH_LAG_SECONDS
 
 log = structlog.get_logger()
 
 RING_EVERY_S = 0.005
 """Rings closer together than this are one ring: a worker that is awake drains everything due anyway."""
+
+
+MOST_RINGS = 64
+"""Rings that may lie in the list. Each says the same, and without a worker nobody takes them out."""
 
 
 def connect_redis(url: str) -> redis.asyncio.Redis:
@@ -46,10 +53,11 @@ class Announcer:
     async def announce(
         self, events: Sequence[NewEvent], created_at: dt.datetime, *, due: bool, tallies: Tallies | None = None
     ) -> None:
-        """Publish what a commit at `created_at` appended and, when it made a run due, ring. Never raises for Redis.
+        """Publish what a commit at `created_at` appended and, when it made a run due, ring. Never raises.
 
         A worker's `tallies` are added in the same round trip.
         """
+        committed = time.perf_counter()
         ring = due and self._may_ring_now()
         amounts = tallies.take() if tallies is not None else {}
         try:
@@ -57,15 +65,16 @@ class Announcer:
                 for channel, body in messages(events, created_at):
                     pipe.publish(channel, body)
                 if ring:
-                    pipe.lpush(self._queue, self._ring)
+                    self._add_ring(pipe)
                 for field, amount in amounts.items():
                     pipe.hincrbyfloat(KEY, field, amount)
                 await pipe.execute()
-        except (RedisError, OSError) as fault:
+            if events:
+                PUBLISH_LAG_SECONDS.observe(time.perf_counter() - committed)
+        except Exception as fault:
             if tallies is not None:
                 tallies.put_back(amounts)
-            ANNOUNCEMENTS_LOST.inc()
-            log.warning("announcement lost; the sweeper will find what is due", fault=str(fault))
+            _count_lost("announcement lost; the sweeper will find what is due", fault)
 
     def _may_ring_now(self) -> bool:
         """Tell whether to ring at once; otherwise make sure that one ring follows at the end of the pause."""
@@ -82,7 +91,22 @@ class Announcer:
         await asyncio.sleep(wait_s)
         self._rung_at = asyncio.get_running_loop().time()
         try:
-            await self._client.lpush(self._queue, self._ring)
-        except (RedisError, OSError) as fault:
-            ANNOUNCEMENTS_LOST.inc()
-            log.warning("ring lost; the sweeper will find what is due", fault=str(fault))
+            async with self._client.pipeline(transaction=False) as pipe:
+                self._add_ring(pipe)
+                await pipe.execute()
+        except Exception as fault:
+            _count_lost("ring lost; the sweeper will find what is due", fault)
+
+    def _add_ring(self, pipe: Pipeline) -> None:
+        """Ring, and drop the oldest of too many rings that nobody heard."""
+        pipe.lpush(self._queue, self._ring)
+        pipe.ltrim(self._queue, 0, MOST_RINGS - 1)
+
+
+def _count_lost(message: str, fault: Exception) -> None:
+    """Count what Redis did not take: its own refusal in one line, anything else, which is a bug, with its traceback."""
+    ANNOUNCEMENTS_LOST.inc()
+    if isinstance(fault, (RedisError, OSError)):
+        log.warning(message, fault=str(fault))
+    else:
+        log.error(message, exc_info=fault)

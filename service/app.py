@@ -6,32 +6,38 @@ names the caller, reads the body, and calls the endpoint in `api/`.
 
 from __future__ import annotations
 
+import datetime as dt
 import gc
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
+from sqlalchemy import TextClause
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.announce import Announcer, connect_redis
+from service.api.archives import Archives
+from service.api.openapi import Description
 from service.api.operations import Operations
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
+from service.api.sight import READ as READ_RUNS
 from service.api.sight import Sight
 from service.api.snapshot import WARM_UP as READS
 from service.api.snapshot import Snapshots, Views
 from service.api.tickets import TicketBody, TicketOffice
 from service.api.workspaces import AgentBody, TokenBody, WorkspaceBody, WorkspacePatch, Workspaces
-from service.auth import Caller, Callers, Role
+from service.archive import Folder
+from service.auth import READ_TOKENS, Caller, Callers, Role
 from service.commits import WARM_UP as WRITES
 from service.commits import Commits
 from service.db import Database
@@ -39,6 +45,7 @@ from service.doorbell import Doorbell
 from service.errors import ApiError, Malformed, MethodNotAllowed, NotFound
 from service.events import Following
 from service.exchange import Endpoint, Operation, refusal
+from service.quota.inforce import READ as READ_WORKSPACES
 from service.quota.inforce import Quotas
 from service.quota.keeper import Keeper
 from service.quota.leases import Leases
@@ -52,9 +59,18 @@ from service.stream.sockets import Sockets
 from service.stream.timing import USUAL, Timing
 from service.telemetry import configure_logging
 from service.tickets import Tickets
-from service.workspaces import Agents
+from service.workspaces import READ_AGENTS, Agents
 
 log = structlog.get_logger()
+
+NOBODY: dict[str, Any] = {"ids": []}
+LOOK_UPS: list[tuple[TextClause, dict[str, Any]]] = [
+    (READ_TOKENS, {"digests": [], "now": dt.datetime.now(dt.UTC)}),
+    (READ_WORKSPACES, NOBODY),
+    (READ_AGENTS, NOBODY),
+    (READ_RUNS, NOBODY),
+]
+"""What a request asks before it reads or writes, for nobody: to be prepared before the first one."""
 
 
 def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
@@ -69,6 +85,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     snapshots = Snapshots(Views(database), rates, quotas, sight, following)
     workspaces = Workspaces(database)
     operations = Operations(database, client)
+    archives = Archives(database, Folder(settings.archive_dir))
+    description = Description(lambda: table)
     tickets = Tickets(client)
     office = TicketOffice(tickets)
     history = History(database)
@@ -104,6 +122,10 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         route("GET", "/api/runs/", runs.list, Role.VIEWER),
         route("GET", "/api/runs/{run_id}/", runs.get, Role.VIEWER),
         route("POST", "/api/runs/{run_id}/cancel/", runs.cancel, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/runs/{run_id}/pause/", runs.pause, Role.OPERATOR, ReasonBody),
+        route("POST", "/api/runs/{run_id}/resume/", runs.resume, Role.OPERATOR, ReasonBody),
+        route("GET", "/api/runs/{run_id}/archives/", archives.list, Role.VIEWER),
+        route("GET", "/api/archives/{archive_id}/download/", archives.download, Role.VIEWER),
         route("POST", "/api/ws-tickets/", office.issue, Role.VIEWER, TicketBody),
         administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
         administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
@@ -112,6 +134,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         route("GET", "/livez", operations.livez, None),
         route("GET", "/readyz", operations.readyz, None),
         route("GET", "/metrics", operations.metrics, None),
+        route("GET", "/openapi.json", description.openapi, None),
+        route("GET", "/docs", description.docs, None),
     ]
 
     commands = Commands(operations_by_route)
@@ -125,7 +149,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
         configure_logging(settings.log_level)
-        await _warm(database, client)
+        await _warm(database, rates)
         # What start-up made lives as long as the process: looking through it again and again costs tail latency.
         gc.collect()
         gc.freeze()
@@ -149,18 +173,13 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     return app
 
 
-async def _warm(database: Database, client: redis.asyncio.Redis) -> None:
+async def _warm(database: Database, rates: Rates) -> None:
     """Pay before the first request for what it would wait for; a dependency that is away is met later."""
     try:
-        await database.warm([*WRITES, *READS])
-        await client.ping()
+        await database.warm([*WRITES, *READS, *LOOK_UPS])
+        await rates.warm()
     except* (SQLAlchemyError, RedisError, OSError, TimeoutError) as faults:
         log.warning("started cold: a dependency does not answer yet", fault=str(faults.exceptions[0]))
-
-
-def from_environment() -> Starlette:
-    """Build the application from the environment: the factory that uvicorn is given."""
-    return create_app(Settings.from_environment())
 
 
 class Boundary:
@@ -192,6 +211,19 @@ async def _no_route(request: Request, error: Exception) -> Response:
     else:
         known = Malformed("the request cannot be routed")
     answer = refusal(known, request.scope)
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    headers = {name.lower(): value for name, value in (getattr(error, "headers", None) or {}).items()}
+    if status == 405:  # the route that refused knows its own method only
+        headers["allow"] = ", ".join(sorted(_methods_of(request)))
     headers["server-timing"] = "auth;dur=0, quota;dur=0, db;dur=0, publish;dur=0, app;dur=0"
     return Response(answer.body, answer.status, headers, answer.content_type.decode())
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Return every method that the table has for a request's path (RFC 9110, section 15.5.6)."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    return {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }

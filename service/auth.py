@@ -15,15 +15,16 @@ import hashlib
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, ForeignKey, LargeBinary, insert, or_, select, update
+from sqlalchemy import ForeignKey, LargeBinary, insert, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db import Base, Database
 from service.errors import Invalid, NotFound, RoleTooLow, Unauthenticated
+from service.grouping import Grouping
 from service.runs import Instant, new_id
 from service.workspaces import Workspace
 
@@ -33,6 +34,10 @@ REMEMBERED_S = 1.0
 TOKEN_PREFIX = "plim_"  # noqa: S105 - what every token begins with, so that scanners find a leaked one
 NAMED_BY = len(TOKEN_PREFIX) + 8
 """How many leading characters of a token are kept in clear to name it."""
+
+
+LONGEST_HEADER = 256
+"""Longest Authorization header that is looked at, bytes; ours have 55."""
 
 
 class Role(enum.IntEnum):
@@ -158,6 +163,12 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
+READ_TOKENS = text("""
+    SELECT token_hash, token_id, workspace_id, role, expires_at FROM tokens
+    WHERE token_hash = ANY(:digests) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > :now)
+""")
+
+
 class Callers:
     """Turns an Authorization header into a Caller, remembering each for a second."""
 
@@ -174,6 +185,8 @@ class Callers:
         self._monotonic = monotonic
         self._now = now
         self._known: dict[bytes, tuple[float, Caller]] = {}
+        # One lane: when a busy token is due to be read again, all its requests wait for one answer.
+        self._grouping: Grouping[bytes, Caller] = Grouping(self._read)
         self._by_id: dict[uuid.UUID, tuple[float, Caller]] = {}
 
     def remembered(self, header: bytes) -> Caller | None:
@@ -186,25 +199,32 @@ class Callers:
 
     async def identify(self, header: bytes) -> Caller:
         """Return the caller of `Authorization: Bearer <token>`; raises Unauthenticated without saying why."""
+        if len(header) > LONGEST_HEADER:  # never one of ours, and must not be remembered
+            raise Unauthenticated("the token is unknown, expired or revoked")
         scheme, _, token = header.partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
             raise Unauthenticated("send `Authorization: Bearer <token>`")
         asked_at = self._monotonic()
-        caller = await self._read(Token.token_hash == hashlib.sha256(token.strip()).digest())
-        if caller is None:
-            self._known.pop(header, None)
-            raise Unauthenticated("the token is unknown, expired or revoked")
+        caller = await self._grouping.submit(hashlib.sha256(token.strip()).digest())
         if len(self._known) >= self.MOST:
             self._known.clear()
         self._known[header] = asked_at + REMEMBERED_S, caller
         return caller
+
+    async def _read(self, digests: Sequence[bytes]) -> Sequence[Caller | Exception]:
+        async with self._database.read() as connection:
+            found = await connection.execute(READ_TOKENS, {"digests": list(set(digests)), "now": self._now()})
+            callers = {
+                row.token_hash: Caller(row.token_id, row.workspace_id, Role[row.role], row.expires_at) for row in found
+            }
+        return [callers.get(each) or Unauthenticated("the token is unknown, expired or revoked") for each in digests]
 
     async def again(self, token_id: uuid.UUID) -> Caller:
         """Return who bears the token of that id, as of the last second; raises Unauthenticated."""
         until, caller = self._by_id.get(token_id, (0.0, None))
         asked_at = self._monotonic()
         if caller is None or asked_at >= until:
-            caller = await self._read(Token.token_id == token_id)
+            caller = await self._read_again(token_id)
             if caller is not None:
                 if len(self._by_id) >= self.MOST:
                     self._by_id.clear()
@@ -214,12 +234,12 @@ class Callers:
             raise Unauthenticated("the token is expired or revoked")
         return caller
 
-    async def _read(self, names_it: ColumnElement[bool]) -> Caller | None:
+    async def _read_again(self, token_id: uuid.UUID) -> Caller | None:
         """Return the bearer of a token that is in force, if there is one."""
         async with self._database.read() as connection:
             found = await connection.execute(
                 select(Token.token_id, Token.workspace_id, Token.role, Token.expires_at).where(
-                    names_it,
+                    Token.token_id == token_id,
                     Token.revoked_at.is_(None),
                     or_(Token.expires_at.is_(None), Token.expires_at > self._now()),
                 )

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import argparse
 import uuid
+from pathlib import Path
 from typing import NoReturn
 
+from service.settings import parse_days
+
 PROCESSES_MAX = 64  # each HTTP process holds several of the database's connections; more belong on more machines
+RUNS_MAX = 10**9
 ROLES = "OWNER, ADMIN, OPERATOR or VIEWER"
 
 
@@ -33,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     _add_roles(commands)
     _add_administration(commands)
+    _add_archives(commands)
     return parser
 
 
@@ -116,6 +121,50 @@ def _add_administration(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_json(revoke)
 
 
+def _add_archives(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the commands on bundles of finished runs."""
+    archive = commands.add_parser(
+        "archive-runs",
+        help="bundle finished runs; compact and purge what is bundled",
+        description="Bundle every final run that ended at least so many days ago and has changed since its last bundle,"
+        " and print the path of each bundle. Several at once share the work. Exit code 1 when some run could not be"
+        " archived or some bundle is damaged; each is told in one line.",
+        allow_abbrev=False,
+    )
+    archive.add_argument(
+        "--older-than", type=_days, default=30.0, metavar="DAYS", help="days since a run's end, fractions allowed;"
+        " for archiving and compacting (default 30)",
+    )  # fmt: skip
+    archive.add_argument(
+        "--compact", action="store_true", help="delete verbose events of runs whose bundle was found whole; the bundle"
+        " keeps them",
+    )  # fmt: skip
+    archive.add_argument(
+        "--verbose-events", metavar="A,B", help="the event types that --compact deletes; an empty list deletes nothing"
+        " (default: step_created)",
+    )  # fmt: skip
+    archive.add_argument(
+        "--limit", type=_runs, metavar="N", help="at most N runs archived, N compacted and N purged (default: all)"
+    )
+    archive.add_argument(
+        "--purge-older-than", type=_days, metavar="DAYS", help="delete runs that ended at least so many days ago and"
+        " whose bundle was found whole, children before parents (default: none)",
+    )  # fmt: skip
+    archive.set_defaults(flags={})
+    _add_json(archive)
+
+    rehydrate = commands.add_parser(
+        "rehydrate-run",
+        help="restore a purged run from its bundle",
+        description="Restore the run whose bundle is in FILE, to the very rows that were bundled, here or in an empty"
+        " migrated database; a subrun after its parent. Prints the run's id.",
+        allow_abbrev=False,
+    )
+    rehydrate.add_argument("file", type=Path, metavar="FILE", help="a run_snapshot_….json.zip")
+    rehydrate.set_defaults(flags={})
+    _add_json(rehydrate)
+
+
 def _verbs(
     commands: argparse._SubParsersAction[Parser],
     name: str,
@@ -136,6 +185,21 @@ def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) <= 65535:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+
+
+def _days(text: str) -> float:
+    """Return a number of days."""
+    try:
+        return parse_days(text)
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(f"{text!r}: {wrong}") from None
+
+
+def _runs(text: str) -> int:
+    """Return a number of runs."""
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= RUNS_MAX:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {RUNS_MAX}")
 
 
 def _count(text: str) -> int:

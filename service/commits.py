@@ -3,7 +3,7 @@
 States of a write: waiting -> decided -> committed (or refused, by its own error). Steps of a group:
 
 1. lock the capped workspaces, in order of id, and count what they hold (`quota.caps`);
-2. claim the idempotency keys;
+2. claim the idempotency keys (`idempotency`);
 3. lock the parents, in order of (depth, run_id);
 4. decide every write in turn, in Python, against what was locked: each is admitted or refused alone;
 5. one statement writes all runs, steps, events and parents;
@@ -23,33 +23,24 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import ForeignKey, LargeBinary, Row, TextClause, text
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.orm import Mapped, mapped_column
 
 from service.announce import Announcer
-from service.db import Base, Database, cannot_be_stored, is_outage, rows
-from service.errors import ApiError, IllegalState, InFlight, Invalid, NotFound, Unavailable
+from service.changes import GroupOptions, spawned
+from service.db import Database, cannot_be_stored, is_outage, rows
+from service.errors import ApiError, IllegalState, Invalid, NotFound, Unavailable
 from service.events import APPEND_EVENTS, EventType, NewEvent
 from service.grouping import Grouping
+from service.idempotency import IdempotencyKeys, KeyedWrite
+from service.joins import Group
+from service.ledger import GROUP_COLUMNS, RUN_COLUMNS
+from service.pen import NewStep, RunRow
 from service.quota.caps import COUNT, LOCK, Held, lock_and_count
 from service.quota.limits import Quota
-from service.runs import FINAL, Instant, RunStatus, StepKind, new_id
+from service.runs import RunStatus, new_id
 from service.telemetry import DB_WRITE_SECONDS, GROUP_SIZE
-
-
-class IdempotencyKey(Base, kw_only=True):
-    """The promise that a create with this key has happened once."""
-
-    __tablename__ = "idempotency_keys"
-
-    workspace_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("workspaces.workspace_id"), primary_key=True)
-    key: Mapped[str] = mapped_column(primary_key=True)
-    body_hash: Mapped[bytes] = mapped_column(LargeBinary)
-    """SHA-256 of the request's body: the same key with another body is refused."""
-    run_id: Mapped[uuid.UUID]
-    created_at: Mapped[dt.datetime] = mapped_column(Instant)
 
 
 class Create(NamedTuple):
@@ -64,7 +55,7 @@ class Create(NamedTuple):
     max_wait_seconds: float
     quota: Quota
     idempotency_key: str | None = None
-    body_hash: bytes = b""
+    body: bytes = b""  # as it was sent; read only when there is a key
 
 
 class Spawn(NamedTuple):
@@ -77,6 +68,7 @@ class Spawn(NamedTuple):
     metadata: msgspec.Raw
     group_id: str | None  # null: a group named after the child
     quota: Quota
+    options: GroupOptions = GroupOptions()
 
 
 class Accepted(NamedTuple):
@@ -90,52 +82,41 @@ class Accepted(NamedTuple):
     publish_ms: float  # the group's announcement
 
 
-class _Parent:
-    """A locked parent, as a group of writes goes on changing it."""
+LOCK_PARENTS = text(f"""
+    SELECT {", ".join(RUN_COLUMNS)}, now() FROM runs WHERE run_id = ANY(CAST(:ids AS uuid[]))
+    ORDER BY depth, run_id FOR NO KEY UPDATE
+""")  # noqa: S608 - the columns are RunRow's own
 
-    def __init__(self, row: Row[Any]) -> None:
-        self.run_id: uuid.UUID = row.run_id
-        self.depth: int = row.depth
-        self.status = RunStatus(row.status)
-        self.correlation_id: uuid.UUID = row.correlation_id
-        self.pending_subruns: int = row.pending_subruns
-        self.spawned_subruns: int = row.spawned_subruns
-        self.step_count: int = row.step_count
-        self.last_seq: int = row.last_seq
-
-
-LOCK_PARENTS = text("""
-    SELECT run_id, depth, status, correlation_id, pending_subruns, spawned_subruns, step_count, last_seq
-    FROM runs WHERE run_id = ANY(:ids) ORDER BY depth, run_id FOR UPDATE
-""")
-
-CLAIM_KEYS = text("""
-    INSERT INTO idempotency_keys (workspace_id, key, body_hash, run_id, created_at)
-    SELECT workspace_id, key, decode(body_hash, 'hex'), run_id, now()
-    FROM json_to_recordset(CAST(:keys AS json)) AS k(workspace_id uuid, key text, body_hash text, run_id uuid)
-    ORDER BY workspace_id, key
-    ON CONFLICT DO NOTHING RETURNING run_id
-""")
-
-READ_KEYS = text("""
-    SELECT k.workspace_id, k.key, k.body_hash, r.run_id, r.status, r.correlation_id
-    FROM json_to_recordset(CAST(:keys AS json)) AS w(workspace_id uuid, key text)
-    JOIN idempotency_keys k ON k.workspace_id = w.workspace_id AND k.key = w.key
-    JOIN runs r ON r.run_id = k.run_id
-""")
-
-FREE_KEYS = text("DELETE FROM idempotency_keys WHERE run_id = ANY(:ids)")
+READ_GROUPS = text(f"""
+    SELECT {GROUP_COLUMNS} FROM json_to_recordset(CAST(:asked AS json)) AS w(run_id uuid, group_id text)
+    JOIN subrun_groups g ON g.run_id = w.run_id AND g.group_id = w.group_id
+""")  # noqa: S608 - the columns are Group's own
+"""To be read after the parents were locked, as in `ledger`; a spawn needs no other group than its own."""
 
 INSERT_RUNS = """
     INSERT INTO runs (run_id, workspace_id, agent_id, parent_run_id, depth, status, correlation_id, input_text,
                       channel, metadata, group_id, expected_subruns, max_wait_seconds, last_seq, next_tick_at,
-                      created_at)
+                      step_due_at, created_at)
     SELECT run_id, workspace_id, agent_id, parent_run_id, depth, 'PENDING', correlation_id, input_text,
-           channel, metadata, group_id, expected_subruns, max_wait_seconds, 1, now(), now()
+           channel, metadata, group_id, expected_subruns, max_wait_seconds, 1, now(), now(), now()
     FROM json_to_recordset(CAST(:runs AS json))
         AS r(run_id uuid, workspace_id uuid, agent_id uuid, parent_run_id uuid, depth int, correlation_id uuid,
-             input_text text, channel text, metadata jsonb, group_id text, expected_subruns int,
+             input_text text, channel text, metadata json, group_id text, expected_subruns int,
              max_wait_seconds float8)
+"""
+
+WRITE_GROUPS = """
+    INSERT INTO subrun_groups AS g (run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
+                                    deadline_at, spawned, pending, failed, state, decided_at)
+    SELECT run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
+           deadline_at, spawned, pending, failed, state, decided_at
+    FROM json_to_recordset(CAST(:groups AS json))
+        AS n(run_id uuid, group_id text, join_policy text, failure_policy text, quorum int,
+             timeout_seconds float8, deadline_at timestamptz, spawned int, pending int, failed int, state text,
+             decided_at timestamptz)
+    ON CONFLICT (run_id, group_id) DO UPDATE SET
+        deadline_at = excluded.deadline_at, spawned = excluded.spawned, pending = excluded.pending,
+        failed = excluded.failed, state = excluded.state, decided_at = excluded.decided_at
 """
 
 WRITE_CREATES = text(f"WITH r AS ({INSERT_RUNS}), e AS ({APPEND_EVENTS}) SELECT now()")
@@ -149,11 +130,12 @@ WRITE_CREATES_AND_SPAWNS = text(f"""
     ),
     p AS (
         UPDATE runs SET pending_subruns = n.pending_subruns, spawned_subruns = n.spawned_subruns,
-                        step_count = n.step_count, last_seq = n.last_seq
+                        step_count = n.step_count, last_seq = n.last_seq, next_tick_at = n.next_tick_at
         FROM json_to_recordset(CAST(:parents AS json))
-            AS n(run_id uuid, pending_subruns int, spawned_subruns int, step_count int, last_seq int)
+            AS n(run_id uuid, pending_subruns int, spawned_subruns int, step_count int, last_seq int,
+                 next_tick_at timestamptz)
         WHERE runs.run_id = n.run_id
-    )
+    ), g AS ({WRITE_GROUPS})
     SELECT now()
 """)  # noqa: S608 - constants
 
@@ -161,64 +143,58 @@ WRITE_CREATES_AND_SPAWNS = text(f"""
 NO_ROWS = "[]"
 WARM_UP: list[tuple[TextClause, dict[str, Any]]] = [
     (WRITE_CREATES, {"runs": NO_ROWS, "events": NO_ROWS}),
-    (WRITE_CREATES_AND_SPAWNS, {"runs": NO_ROWS, "events": NO_ROWS, "steps": NO_ROWS, "parents": NO_ROWS}),
+    (
+        WRITE_CREATES_AND_SPAWNS,
+        {"runs": NO_ROWS, "events": NO_ROWS, "steps": NO_ROWS, "parents": NO_ROWS, "groups": NO_ROWS},
+    ),
     (LOCK_PARENTS, {"ids": []}),
+    (READ_GROUPS, {"asked": NO_ROWS}),
     (LOCK, {"ids": []}),
     (COUNT, {"ids": []}),
 ]
 """The statements of a group with nothing in it, to prepare them before the first request (`Database.warm`)."""
 
 
+_CHANGED_BY_A_SPAWN = ("run_id", "pending_subruns", "spawned_subruns", "step_count", "last_seq", "next_tick_at")
+
+
 class _Plan:
     """What one group will write, filled by deciding its writes in turn."""
 
-    def __init__(self, held: dict[uuid.UUID, Held], parents: dict[uuid.UUID, _Parent]) -> None:
+    def __init__(self, held: dict[uuid.UUID, Held], parents: dict[uuid.UUID, RunRow], now: dt.datetime | None) -> None:
         self.held = held
         self.parents = parents
-        self.changed_parents: dict[uuid.UUID, _Parent] = {}
+        self.now = now  # of the transaction; known when a parent was locked
+        self.changed_parents: set[uuid.UUID] = set()
+        self.groups: dict[tuple[uuid.UUID, str], Group] = {}
         self.runs: list[dict[str, Any]] = []
-        self.steps: list[dict[str, Any]] = []
+        self.steps: list[NewStep] = []
         self.events: list[NewEvent] = []
 
     def create(self, write: Create, run_id: uuid.UUID) -> Accepted:
         """Admit a parent run; raises QuotaExceeded."""
         if write.workspace_id in self.held:
             self.held[write.workspace_id].admit_parent(write.quota)
-        correlation_id = new_id()
-        self._add_run(write, run_id, correlation_id, None, None)
-        return Accepted(run_id, RunStatus.PENDING, correlation_id, None, 0.0, 0.0)
+        self._add_run(write, run_id, run_id, None, None)
+        return Accepted(run_id, RunStatus.PENDING, run_id, None, 0.0, 0.0)
 
     def spawn(self, write: Spawn, run_id: uuid.UUID) -> Accepted:
-        """Admit a subrun; raises IllegalState for a final parent, and QuotaExceeded."""
+        """Admit a subrun; raises IllegalState for a final parent, Invalid for other options, and QuotaExceeded."""
         parent = self.parents.get(write.parent_run_id)
-        if parent is None:
+        if parent is None or self.now is None:
             raise NotFound("no such run")
-        if parent.status in FINAL:
+        if parent.is_final:
             raise IllegalState(f"the run is {parent.status}: a final run spawns nothing")
+        group_id = write.group_id or f"group-{run_id}"
+        outcome = spawned(parent, run_id, group_id, write.options, self.now)
         if write.workspace_id in self.held:
             self.held[write.workspace_id].admit_subrun(write.quota, parent.pending_subruns)
-        group_id = write.group_id or f"group-{run_id}"
         self._add_run(write, run_id, parent.correlation_id, parent, group_id)
-        parent.pending_subruns += 1
-        parent.spawned_subruns += 1
-        parent.step_count += 1
-        spawned = {"child_run_id": run_id, "group_id": group_id}
-        self.steps.append(
-            {
-                "run_id": parent.run_id,
-                "step_index": parent.step_count,
-                "kind": StepKind.SUBRUN_SPAWN,
-                "payload": spawned,
-                "correlation_id": parent.correlation_id,
-            }
-        )
-        step = {"step_index": parent.step_count, "kind": StepKind.SUBRUN_SPAWN}
-        for event_type, payload in ((EventType.STEP_CREATED, step), (EventType.SUBRUN_SPAWNED, spawned)):
-            parent.last_seq += 1
-            self.events.append(
-                NewEvent(parent.run_id, parent.last_seq, event_type, payload, parent.correlation_id, write.workspace_id)
-            )
-        self.changed_parents[parent.run_id] = parent
+        self.parents[parent.run_id] = outcome.run
+        self.changed_parents.add(parent.run_id)
+        self.groups.update(((parent.run_id, group.group_id), group) for group in outcome.groups)
+        self.steps += outcome.steps
+        self.events += outcome.events
         return Accepted(run_id, RunStatus.PENDING, parent.correlation_id, group_id, 0.0, 0.0)
 
     def _add_run(
@@ -226,7 +202,7 @@ class _Plan:
         write: Create | Spawn,
         run_id: uuid.UUID,
         correlation_id: uuid.UUID,
-        parent: _Parent | None,
+        parent: RunRow | None,
         group_id: str | None,
     ) -> None:
         parent_run_id = parent.run_id if parent else None
@@ -255,13 +231,10 @@ class _Plan:
         if not self.changed_parents:
             return await self._write(connection, WRITE_CREATES, parameters)
         parents = [
-            {
-                name: getattr(p, name)
-                for name in ("run_id", "pending_subruns", "spawned_subruns", "step_count", "last_seq")
-            }
-            for p in self.changed_parents.values()
+            {name: getattr(self.parents[run_id], name) for name in _CHANGED_BY_A_SPAWN}
+            for run_id in self.changed_parents
         ]
-        parameters |= {"steps": rows(self.steps), "parents": rows(parents)}
+        parameters |= {"steps": rows(self.steps), "parents": rows(parents), "groups": rows(self.groups.values())}
         return await self._write(connection, WRITE_CREATES_AND_SPAWNS, parameters)
 
     @staticmethod
@@ -276,22 +249,24 @@ class Commits:
     def __init__(self, database: Database, announcer: Announcer) -> None:
         self._database = database
         self._announcer = announcer
+        self._keys = IdempotencyKeys()
         self._grouping: Grouping[Create | Spawn, Accepted] = Grouping(
             self._commit, lanes=2, retry_alone=lambda fault: not is_outage(fault)
         )
 
     async def submit(self, write: Create | Spawn) -> Accepted:
-        """Return when the write is committed and announced; raises the write's own ApiError."""
+        """Return when the write is committed and announced; raises the write's own ApiError.
+
+        When the connection is lost while the commit is on its way, nobody knows whether it happened.
+        """
         try:
             return await self._grouping.submit(write)
-        except DBAPIError as fault:
+        except Exception as fault:
             if is_outage(fault):
-                raise Unavailable("the database does not answer; nothing was written") from fault
-            if cannot_be_stored(fault):
+                raise Unavailable("the database does not answer; what was asked for may have been done") from fault
+            if isinstance(fault, DBAPIError) and cannot_be_stored(fault):
                 raise Invalid("body", "holds a value that cannot be stored") from fault
             raise
-        except (OSError, TimeoutError) as fault:
-            raise Unavailable("the database does not answer; nothing was written") from fault
 
     async def drain(self) -> None:
         """Return when everything submitted is answered."""
@@ -315,21 +290,24 @@ class Commits:
         self, connection: AsyncConnection, writes: Sequence[Create | Spawn], run_ids: list[uuid.UUID]
     ) -> tuple[list[Accepted | Exception], _Plan]:
         """Lock what the group touches and decide each write; nothing but idempotency keys is written here."""
-        capped = {write.workspace_id for write in writes if write.quota.live_runs is not None}
+        capped = {write.workspace_id for write in writes if write.quota.has_caps}
         held = await lock_and_count(connection, capped)
-        replays = await _claim_keys(connection, writes, run_ids)
-        parent_ids = {write.parent_run_id for write in writes if isinstance(write, Spawn)}
-        parents: dict[uuid.UUID, _Parent] = {}
-        if parent_ids:
-            found = await connection.execute(LOCK_PARENTS, {"ids": sorted(parent_ids)})
-            parents = {row.run_id: _Parent(row) for row in found}
-        plan = _Plan(held, parents)
+        known = await self._keys.claim(
+            connection,
+            [
+                KeyedWrite(write.workspace_id, write.idempotency_key, write.body, run_id)
+                for write, run_id in zip(writes, run_ids, strict=True)
+                if isinstance(write, Create) and write.idempotency_key is not None
+            ],
+        )
+        parents, now = await _lock_parents(connection, [write for write in writes if isinstance(write, Spawn)])
+        plan = _Plan(held, parents, now)
         results: list[Accepted | Exception] = []
         refused: list[uuid.UUID] = []
-        for index, (write, run_id) in enumerate(zip(writes, run_ids, strict=True)):
+        for write, run_id in zip(writes, run_ids, strict=True):
             try:
-                if index in replays:
-                    results.append(replays[index])
+                if run_id in known:
+                    results.append(_first_answer(known[run_id]))
                 elif isinstance(write, Create):
                     results.append(plan.create(write, run_id))
                 else:
@@ -339,43 +317,31 @@ class Commits:
                 if isinstance(write, Create) and write.idempotency_key is not None:
                     refused.append(run_id)
         if refused:  # a refused create may be tried again with the same key
-            await connection.execute(FREE_KEYS, {"ids": refused})
+            await self._keys.free(connection, refused)
         return results, plan
 
 
-async def _claim_keys(
-    connection: AsyncConnection, writes: Sequence[Create | Spawn], run_ids: list[uuid.UUID]
-) -> dict[int, Accepted | ApiError]:
-    """Claim the group's idempotency keys; returns the answers of those that were claimed before, by index.
-
-    A key that another process is just claiming is waited for: its transaction is short.
-    """
-    keyed: dict[tuple[uuid.UUID, str], int] = {}
-    answers: dict[int, Accepted | ApiError] = {}
-    for index, write in enumerate(writes):
-        if isinstance(write, Create) and write.idempotency_key is not None:
-            if (write.workspace_id, write.idempotency_key) in keyed:
-                answers[index] = InFlight("a request with this Idempotency-Key is being worked on; try again")
-            else:
-                keyed[write.workspace_id, write.idempotency_key] = index
-    if not keyed:
-        return answers
-    wanted = [
-        {"workspace_id": workspace_id, "key": key, "body_hash": _body_hash(writes[i]).hex(), "run_id": run_ids[i]}
-        for (workspace_id, key), i in keyed.items()
-    ]
-    claimed = set((await connection.execute(CLAIM_KEYS, {"keys": rows(wanted)})).scalars())
-    if len(claimed) < len(wanted):
-        for row in await connection.execute(READ_KEYS, {"keys": rows(wanted)}):
-            index = keyed[row.workspace_id, row.key]
-            if run_ids[index] in claimed:
-                continue
-            if row.body_hash != _body_hash(writes[index]):
-                answers[index] = Invalid("Idempotency-Key", "was used with another body; choose a new key")
-            else:
-                answers[index] = Accepted(row.run_id, RunStatus.PENDING, row.correlation_id, None, 0.0, 0.0)
-    return answers
+async def _lock_parents(
+    connection: AsyncConnection, spawns: Sequence[Spawn]
+) -> tuple[dict[uuid.UUID, RunRow], dt.datetime | None]:
+    """Lock the parents and read the groups that are spawned into; returns them with the transaction's instant."""
+    parents: dict[uuid.UUID, RunRow] = {}
+    now: dt.datetime | None = None
+    if spawns:
+        ids = {"ids": sorted({spawn.parent_run_id for spawn in spawns})}
+        for row in await connection.execute(LOCK_PARENTS, ids):
+            parents[row.run_id], now = RunRow(*row[:-1]), row[-1]
+    named = {(spawn.parent_run_id, spawn.group_id) for spawn in spawns if spawn.group_id is not None}
+    if parents and named:
+        asked = [{"run_id": run_id, "group_id": group_id} for run_id, group_id in named]
+        for row in await connection.execute(READ_GROUPS, {"asked": rows(asked)}):
+            group = Group(*row)
+            parents[group.run_id].groups[group.group_id] = group
+    return parents, now
 
 
-def _body_hash(write: Create | Spawn) -> bytes:
-    return write.body_hash if isinstance(write, Create) else b""
+def _first_answer(known: uuid.UUID | ApiError) -> Accepted | ApiError:
+    """Answer a create whose key was claimed before as it was answered then."""
+    if isinstance(known, ApiError):
+        return known
+    return Accepted(known, RunStatus.PENDING, known, None, 0.0, 0.0)

@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import msgspec
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, MetaData, Text, TextClause, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import Connection, MetaData, Text, TextClause, event, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
 
@@ -39,19 +40,26 @@ class Base(MappedAsDataclass, DeclarativeBase):
     )
 
 
+COMMAND_TIMEOUT_S = 30.0
+"""Longest wait for one statement of a request or a tick; a hung server must not hold them for ever."""
+
+
 class Database:
     """A pool of connections to one PostgreSQL database."""
 
-    def __init__(self, database_url: str, pool_size: int = 8) -> None:
+    def __init__(
+        self, database_url: str, pool_size: int = 8, command_timeout_s: float | None = COMMAND_TIMEOUT_S
+    ) -> None:
         self.pool_size = pool_size
         self.engine: AsyncEngine = create_async_engine(
             sqlalchemy_url(database_url),
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=10,
+            hide_parameters=True,  # errors are logged; what callers sent and the hashes of tokens are not
             connect_args={
                 "timeout": 5,
-                "command_timeout": 30,
+                "command_timeout": command_timeout_s,
                 "server_settings": {
                     "timezone": "UTC",
                     "application_name": "plimsoll",
@@ -62,12 +70,24 @@ class Database:
                 },
             },
         )
+        event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """Open a transaction; it commits at the end of the block and rolls back on an error."""
         async with self.engine.begin() as connection:
             yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """Open a transaction that sees the database as it stood at its first statement, plus what itself writes.
+
+        A row that was changed since cannot be locked or written: PostgreSQL refuses with SQLSTATE 40001.
+        """
+        async with self.engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            async with connection.begin():
+                yield connection
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -97,6 +117,15 @@ class Database:
         await self.engine.dispose()
 
 
+def _refuse_closed(_connection: Any, record: Any, _proxy: Any) -> None:
+    """Have the pool replace a connection that the server has closed meanwhile: the driver knows without asking it.
+
+    A restart of PostgreSQL leaves every resting connection closed; each would fail one request, long after.
+    """
+    if record.driver_connection.is_closed():
+        raise DisconnectionError("the server closed this connection while it rested")
+
+
 def rows(batch: Iterable[Any]) -> str:
     """Encode rows (dicts or structs) as the one JSON parameter of a set statement."""
     return msgspec.json.encode(list(batch)).decode()
@@ -112,9 +141,8 @@ def is_outage(error: BaseException) -> bool:
         error.connection_invalidated or str(getattr(error.orig, "sqlstate", None)).startswith(_OUTAGE_CLASSES)
     ):
         return True
-    if isinstance(error, (InterfaceError, OperationalError)):
-        return True
-    return isinstance(error, (ConnectionError, TimeoutError, OSError))
+    # A database that hangs shows first as a pool in which no connection comes back.
+    return isinstance(error, (InterfaceError, OperationalError, PoolTimeout, OSError))
 
 
 def cannot_be_stored(error: DBAPIError) -> bool:
@@ -136,7 +164,8 @@ def migrate(database_url: str) -> None:
         command.upgrade(config, "head")
 
     async def run() -> None:
-        database = Database(database_url, pool_size=1)
+        # A migration may build an index for hours, or wait until another process has built it.
+        database = Database(database_url, pool_size=1, command_timeout_s=None)
         try:
             async with database.begin() as connection:
                 await connection.run_sync(upgrade)

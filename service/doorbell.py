@@ -1,8 +1,10 @@
 """The doorbell: Huey carries rings to the workers, and nothing else.
 
 Huey pops a task before it runs it and keeps no receipt, so a killed worker loses what it held. A ring therefore has no
-content: it says "something may be due". What is due stands in the database, and a sweeper rings again for whatever a
-lost ring left waiting (docs/decisions/0001-database-is-the-queue.md).
+content: it says "something may be due". What is due stands in the database, and each worker sweeps: it looks for itself
+at least once a second, so a lost ring costs no more (docs/decisions/0001-database-is-the-queue.md). Once a day Huey's
+scheduler in each worker rings a second bell, for the archives; whoever hears it looks in the database what is to be
+archived.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from contextlib import suppress
 
 import redis
 import structlog
-from huey import RedisHuey
+from huey import RedisHuey, crontab
 from huey.api import Task
 
 log = structlog.get_logger()
@@ -25,14 +27,22 @@ QUEUE = "plimsoll"
 LONGEST_RETRY_S = 1.0
 """Longest pause between two tries to hear rings again while Redis is away."""
 
+ARCHIVE_HOUR, ARCHIVE_MINUTE = "3", "17"
+"""When the archives' bell rings every day, UTC: apart from midnight and the full hour, when other things begin."""
+
 STOP_S = 2.0
 """How long stopping waits for the thread that listens; it looks up once a second."""
 
 
 class Doorbell:
-    """The Huey instance with its one task. `answer` runs in a consumer thread when somebody rings."""
+    """The Huey instance with its tasks. In a consumer thread, `answer` runs at each ring, `archive` once a day."""
 
-    def __init__(self, redis_url: str, answer: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        answer: Callable[[], object] | None = None,
+        archive: Callable[[], object] | None = None,
+    ) -> None:
         self.huey = RedisHuey(QUEUE, url=redis_url, results=False)
 
         def tick() -> None:
@@ -40,7 +50,13 @@ class Doorbell:
             if answer is not None:
                 answer()
 
+        def archive_runs() -> None:
+            """Let the worker look for runs to archive."""
+            if archive is not None:
+                archive()
+
         self._task = self.huey.task(name="tick")(tick)
+        self.huey.periodic_task(crontab(hour=ARCHIVE_HOUR, minute=ARCHIVE_MINUTE), name="archive_runs")(archive_runs)
 
     def message(self) -> tuple[str, bytes]:
         """Return the Redis list and the bytes whose LPUSH is one ring, for callers with a connection of their own."""
@@ -53,14 +69,14 @@ class Doorbell:
         Must be called in the main thread, before the caller sets its own signal handlers: Huey sets some too. Rings
         that nobody has heard yet are dropped, since whoever starts to listen looks for due runs anyway.
         """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("only the main thread can listen: Huey sets signal handlers")
         _tell_in_one_line(logging.getLogger("huey"))
         with suppress(redis.RedisError, OSError):
             self.huey.storage.flush_queue()
         consumer = self.huey.create_consumer(
-            workers=1, periodic=False, max_delay=LONGEST_RETRY_S, check_worker_health=False, shutdown_timeout=STOP_S
+            workers=1, max_delay=LONGEST_RETRY_S, check_worker_health=False, shutdown_timeout=STOP_S
         )
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("only the main thread can listen: Huey sets signal handlers")
         consumer.start()
         return lambda: consumer.stop(graceful=True)
 

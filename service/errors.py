@@ -87,6 +87,20 @@ class InFlight(ApiError):
     status, code, title = 409, "idempotency-key-in-flight", "Request in flight"
 
 
+class Gone(ApiError):
+    """It was here and is not any more; `archive`, when given, is the path of the bundle that has it."""
+
+    status, code, title = 410, "gone", "Gone"
+
+    def __init__(self, detail: str, archive: str | None = None, **extensions: Any) -> None:
+        super().__init__(detail, **({} if archive is None else {"archive": archive}), **extensions)
+        self.archive = archive
+
+    def headers(self) -> dict[str, str]:
+        """Return the link to the bundle (RFC 8288, relation type `archives` of the HTML standard)."""
+        return {} if self.archive is None else {"link": f'<{self.archive}>; rel="archives"'}
+
+
 class BodyTooLarge(ApiError):
     """The body is larger than the service reads."""
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -45,18 +45,30 @@ MAX_BODY_BYTES = 1 << 20
 JSON: Final = b"application/json"
 
 Body = TypeVar("Body")
+Content = TypeVar("Content")
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """What goes back: a status, a body, and header fields beyond the usual ones."""
+class Pieces(NamedTuple):
+    """A body too large to hold in memory."""
+
+    size_bytes: int  # of all of them together
+    each: AsyncIterator[bytes]
+
+
+class Answer(msgspec.Struct, Generic[Content], frozen=True):
+    """What goes back: a status, a body, and header fields beyond the usual ones.
+
+    `Content` is what a successful body holds; the API's description is made from it.
+    """
 
     body: bytes = b""
     status: int = 200
     content_type: bytes = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    pieces: Pieces | None = None  # sent in place of `body`, one after the other
 
 
-def answer_json(value: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+def answer_json(value: Any, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer[Any]:
     """Return a 200 answer with a JSON body."""
     return Answer(msgspec.json.encode(value), headers=headers)
 
@@ -69,7 +81,7 @@ def field_headers(fields: dict[str, str]) -> tuple[tuple[bytes, bytes], ...]:
 class Exchange(Generic[Body]):
     """One request on its way through an endpoint, and where its time goes (milliseconds)."""
 
-    __slots__ = ("auth_ms", "body", "body_bytes", "caller", "db_ms", "publish_ms", "quota_ms", "scope")
+    __slots__ = ("_query", "auth_ms", "body", "body_bytes", "caller", "db_ms", "publish_ms", "quota_ms", "scope")
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
@@ -80,6 +92,7 @@ class Exchange(Generic[Body]):
         self.caller: Caller
         self.body: Body
         self.body_bytes = b""
+        self._query: dict[str, str] | None = None  # read when it is first asked for
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header field of that (lower-case) name."""
@@ -87,6 +100,15 @@ class Exchange(Generic[Body]):
             if key == name:
                 return bytes(value)
         return None
+
+    def has_representation(self, etag: bytes) -> bool:
+        """Tell whether the caller has what bears this tag; compares weakly (RFC 9110, section 13.1.2)."""
+        if_none_match = self.header(b"if-none-match")
+        if if_none_match is None:
+            return False
+        if if_none_match in (etag, b"*"):
+            return True
+        return any(part.strip().removeprefix(b"W/") == etag for part in if_none_match.split(b","))
 
     def path_id(self, name: str, what: str) -> uuid.UUID:
         """Return an id from the path; one that is no UUID is as absent as any other unknown id."""
@@ -97,13 +119,13 @@ class Exchange(Generic[Body]):
 
     def query(self) -> dict[str, str]:
         """Return the query's parameters; the last of several wins."""
-        text = self.scope["query_string"]
-        if not text:
-            return {}
-        try:
-            return dict(parse_qsl(text.decode("ascii"), keep_blank_values=True, errors="strict"))
-        except (UnicodeDecodeError, ValueError):
-            raise Malformed("the query string is not valid percent-encoded UTF-8") from None
+        if self._query is None:
+            try:
+                text = self.scope["query_string"].decode("ascii")
+                self._query = dict(parse_qsl(text, keep_blank_values=True, errors="strict"))
+            except (UnicodeDecodeError, ValueError):
+                raise Malformed("the query string is not valid percent-encoded UTF-8") from None
+        return self._query
 
     def query_number(self, name: str, default: float, least: float, most: float) -> float:
         """Return a number from the query; raises Invalid naming it."""
@@ -119,7 +141,7 @@ class Exchange(Generic[Body]):
         return value
 
 
-Endpoint = Callable[[Any], Awaitable[Answer]]
+Endpoint = Callable[[Any], Awaitable[Answer[Any]]]
 
 
 class Operation:
@@ -171,7 +193,7 @@ class Operation:
             self._observers[answer.status] = observe
         observe(time.perf_counter() - started)
 
-    async def command(self, caller: Caller, path_params: dict[str, str], query: str, body: bytes) -> Answer:
+    async def command(self, caller: Caller, path_params: dict[str, str], query: str, body: bytes) -> Answer[Any]:
         """Do for a caller who is known already what a request would do: a command on a socket.
 
         Role, body, quota and errors are those of the request. `query` is percent-encoded.
@@ -193,7 +215,7 @@ class Operation:
         except Exception as fault:
             return refusal(_translate(fault, scope), scope)
 
-    async def _perform(self, exchange: Exchange[Any], body: bytes) -> Answer:
+    async def _perform(self, exchange: Exchange[Any], body: bytes) -> Answer[Any]:
         """Decode the body and call the endpoint."""
         if self._decoder is not None:
             exchange.body_bytes = body
@@ -202,10 +224,10 @@ class Operation:
 
     def _require(self, caller: Caller) -> None:
         """Raise RoleTooLow unless the caller may ask for this operation."""
-        if self.role is not None:
-            caller.require(self.role)
         if self.installation:
             caller.require_installation()
+        if self.role is not None:
+            caller.require(self.role)
 
     async def _authenticate(self, exchange: Exchange[Any]) -> None:
         header = exchange.header(b"authorization")
@@ -216,16 +238,20 @@ class Operation:
         self._require(exchange.caller)
 
 
-async def respond(send: Send, answer: Answer, timing: str) -> None:
+async def respond(send: Send, answer: Answer[Any], timing: str) -> None:
     """Send an answer; a 304 has neither body nor type (RFC 9110, section 15.4.5)."""
     headers = [(b"server-timing", timing.encode()), *answer.headers]
     if answer.status != 304:
-        headers += [(b"content-type", answer.content_type), (b"content-length", b"%d" % len(answer.body))]
+        size = len(answer.body) if answer.pieces is None else answer.pieces.size_bytes
+        headers += [(b"content-type", answer.content_type), (b"content-length", b"%d" % size)]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if answer.pieces is not None:
+        async for piece in answer.pieces.each:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": answer.body})
 
 
-def refusal(error: ApiError, scope: Scope) -> Answer:
+def refusal(error: ApiError, scope: Scope) -> Answer[Any]:
     """Turn an error into its answer."""
     instance = scope.get("path", "")
     return Answer(problem(error, instance), error.status, PROBLEM_MEDIA_TYPE.encode(), field_headers(error.headers()))
@@ -245,22 +271,18 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > MAX_BODY_BYTES:
             raise BodyTooLarge(f"the body has {int(value)} bytes; at most {MAX_BODY_BYTES} are read")
-    message = await receive()
-    if not message.get("more_body"):
-        first: bytes = message.get("body", b"")
-        if len(first) > MAX_BODY_BYTES:
-            raise BodyTooLarge(f"at most {MAX_BODY_BYTES} bytes of body are read")
-        return first
-    parts, size = [message.get("body", b"")], len(message.get("body", b""))
-    while message.get("more_body"):
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
         message = await receive()
-        if message["type"] == "http.disconnect":
+        if message["type"] == "http.disconnect":  # even as the first message: what was not sent is not an empty body
             raise Malformed("the connection closed before the body was complete")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > MAX_BODY_BYTES:
             raise BodyTooLarge(f"at most {MAX_BODY_BYTES} bytes of body are read")
-    return b"".join(parts)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 Call = TypeVar("Call")
 Result = TypeVar("Result")
@@ -17,9 +17,9 @@ Result = TypeVar("Result")
 class Grouping(Generic[Call, Result]):
     """Hands waiting calls to `perform` as a group, at most `lanes` groups at a time.
 
-    `perform` returns one result or one exception for each call, in order. If it raises, `alone` decides: with
-    `retry_alone` every call of the group is performed again by itself, so that one call's fault never fails its
-    neighbours; otherwise all of them see the exception.
+    `perform` returns one result or one exception for each call, in order. If it raises, `retry_alone` decides: where it
+    says so every call of the group is performed again by itself, so that one call's fault never fails its neighbours;
+    otherwise all of them see the exception.
     """
 
     def __init__(
@@ -42,9 +42,7 @@ class Grouping(Generic[Call, Result]):
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((call, future))
         if len(self._busy) < self._lanes:
-            task = asyncio.get_running_loop().create_task(self._work())
-            self._busy.add(task)
-            task.add_done_callback(self._busy.discard)
+            self._busy.add(asyncio.get_running_loop().create_task(self._work()))
         return future
 
     async def drain(self) -> None:
@@ -54,14 +52,21 @@ class Grouping(Generic[Call, Result]):
 
     async def _work(self) -> None:
         """Perform groups until nobody waits."""
-        while self._waiting:
-            group, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            await self._settle(group)
+        try:
+            while self._waiting:
+                group, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                await self._settle(group)
+        finally:
+            # In this very turn of the loop, not in a done callback: a call made before that callback ran would find
+            # every lane busy, and nobody would perform it.
+            self._busy.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _settle(self, group: list[tuple[Call, asyncio.Future[Result]]]) -> None:
         """Perform one group and wake whoever waits for it."""
         try:
             results = await self._perform([call for call, _ in group])
+            if len(results) != len(group):
+                raise RuntimeError(f"{len(group)} calls were given {len(results)} results")
         except Exception as fault:
             if len(group) > 1 and self._retry_alone(fault):
                 for member in group:

@@ -13,15 +13,21 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections.abc import Iterable
+from typing import NamedTuple
 
+import msgspec
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.advance import Advance, NewStep, RunRow, child_ended
+from service.changes import child_ended
 from service.db import rows
 from service.events import APPEND_EVENTS, NewEvent
+from service.joins import Group
+from service.pen import Advance, NewStep, RunRow
 
-_COLUMNS = ", ".join(RunRow.__struct_fields__)
+RUN_COLUMNS = tuple(name for name in RunRow.__struct_fields__ if name != "groups")
+_COLUMNS = ", ".join(RUN_COLUMNS)
+GROUP_COLUMNS = ", ".join(f"g.{name}" for name in Group.__struct_fields__)
 
 _LOCK = text(f"""
     SELECT {_COLUMNS}, now() FROM runs WHERE run_id = ANY(CAST(:run_ids AS uuid[]))
@@ -33,6 +39,13 @@ _LOCK_LIVE_CHILDREN = text(f"""
     ORDER BY depth, run_id FOR NO KEY UPDATE
 """)  # noqa: S608 - the columns are RunRow's own
 
+_OPEN_GROUPS = text(f"""
+    SELECT {GROUP_COLUMNS} FROM subrun_groups g WHERE g.run_id = ANY(CAST(:run_ids AS uuid[]))
+        AND NOT (g.state = 'JOINED' AND g.pending = 0)
+    ORDER BY g.run_id, g.group_id
+""")  # noqa: S608 - the columns are Group's own
+"""To be read after their parents were locked, by a statement of its own: an older snapshot would miss changes."""
+
 _WRITTEN = {
     "status": "text",
     "pending_subruns": "int",
@@ -41,16 +54,30 @@ _WRITTEN = {
     "step_count": "int",
     "last_seq": "int",
     "ticks": "int",
+    "epoch": "int",
     "next_tick_at": "timestamptz",
+    "step_due_at": "timestamptz",
     "wait_until": "timestamptz",
+    "paused_from": "text",
+    "paused_at": "timestamptz",
+    "vain_attempts": "int",
     "error_summary": "text",
     "started_at": "timestamptz",
     "ended_at": "timestamptz",
 }
 """The columns that a ledger writes, with their types."""
 
-_WRITE = text(f"""
-    WITH changed AS (
+_WRITTEN_OF_GROUPS = {
+    "deadline_at": "timestamptz",
+    "pending": "int",
+    "failed": "int",
+    "state": "text",
+    "decided_at": "timestamptz",
+}
+"""The columns of groups that a ledger writes, with their types; the others change by spawns alone (`commits`)."""
+
+_CHANGE_RUNS = f"""
+    changed AS (
         UPDATE runs SET {", ".join(f"{name} = new.{name}" for name in _WRITTEN)}
         FROM json_to_recordset(CAST(:runs AS json))
             AS new(run_id uuid, {", ".join(f"{name} {its_type}" for name, its_type in _WRITTEN.items())})
@@ -61,8 +88,27 @@ _WRITE = text(f"""
         FROM json_to_recordset(CAST(:steps AS json))
             AS s(run_id uuid, step_index int, kind text, payload jsonb, correlation_id uuid)
     )
+"""  # noqa: S608 - the columns are those above
+
+_WRITE = text(f"WITH {_CHANGE_RUNS} {APPEND_EVENTS}")
+_WRITE_WITH_GROUPS = text(f"""
+    WITH {_CHANGE_RUNS}, grouped AS (
+        UPDATE subrun_groups g SET {", ".join(f"{name} = new.{name}" for name in _WRITTEN_OF_GROUPS)}
+        FROM json_to_recordset(CAST(:groups AS json))
+            AS new(run_id uuid, group_id text,
+                   {", ".join(f"{name} {its_type}" for name, its_type in _WRITTEN_OF_GROUPS.items())})
+        WHERE g.run_id = new.run_id AND g.group_id = new.group_id
+    )
     {APPEND_EVENTS}
 """)  # noqa: S608 - the columns are those above
+
+
+class Written(NamedTuple):
+    """What a transaction has to announce once it has committed."""
+
+    events: list[NewEvent]
+    created_at: dt.datetime  # of all of them
+    due: bool  # whether some run became due, so that workers must be rung
 
 
 class Ledger:
@@ -75,6 +121,7 @@ class Ledger:
         self.steps: list[NewStep] = []
         self.events: list[NewEvent] = []
         self._changed: dict[uuid.UUID, None] = {}
+        self._groups: dict[tuple[uuid.UUID, str], Group] = {}
         self._now: dt.datetime | None = None
 
     @property
@@ -114,16 +161,26 @@ class Ledger:
         self._changed[outcome.run.run_id] = None
         self.steps += outcome.steps
         self.events += outcome.events
+        self._groups.update(((group.run_id, group.group_id), group) for group in outcome.groups)
 
     async def write(self) -> None:
         """Write all that was noted."""
-        if self._changed:
-            parameters = {
-                "runs": rows(self.runs[run_id] for run_id in self._changed),
-                "steps": rows(self.steps),
-                "events": rows(self.events),
-            }
-            await self._connection.execute(_WRITE, parameters)
+        if not self._changed:
+            return
+        changed = (self.runs[run_id] for run_id in self._changed)
+        parameters = {
+            # Groups are rows of their own: without them a parent's row stays small.
+            "runs": rows(msgspec.structs.replace(run, groups={}) if run.groups else run for run in changed),
+            "steps": rows(self.steps),
+            "events": rows(self.events),
+        }
+        if self._groups:
+            parameters["groups"] = rows(self._groups.values())
+        await self._connection.execute(_WRITE_WITH_GROUPS if self._groups else _WRITE, parameters)
+
+    def written(self) -> Written:
+        """Return what to announce after the commit."""
+        return Written(self.events, self.now, self.makes_due())
 
     def makes_due(self) -> bool:
         """Tell whether some run is due as soon as this is committed."""
@@ -138,4 +195,9 @@ class Ledger:
             self._now = row[-1]
             self.runs[run.run_id] = run
             runs.append(run)
+        parents = [run.run_id for run in runs if run.spawned_subruns]
+        if parents:
+            for row in await self._connection.execute(_OPEN_GROUPS, {"run_ids": parents}):
+                group = Group(*row)
+                self.runs[group.run_id].groups[group.group_id] = group
         return runs

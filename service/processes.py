@@ -86,10 +86,13 @@ def stop(process: subprocess.Popen[bytes], *stop_signals: signal.Signals, patien
 
 
 def living_in(folder: Path, name: str) -> list[psutil.Process]:
-    """Return the processes called `name` whose working folder is `folder`: those that a crash left behind."""
+    """Return the processes called `name` whose working folder is `folder`: those that a crash left behind.
+
+    Their `info` holds the parent's id as it was found (`ppid`), since any of them may end at any moment.
+    """
     place = os.path.realpath(folder)
     found = []
-    for process in psutil.process_iter(["name"]):
+    for process in psutil.process_iter(["name", "ppid"]):
         if process.info["name"] != name:
             continue
         try:

@@ -1,7 +1,7 @@
 """What a run is: its statuses, the legal ways between them, and its steps.
 
-Pure: nothing here reads a clock or a database. `advance` decides what a tick does, `commits` creates runs, `families`
-ends them together; all of them ask `require_legal` before a status changes. The table is also in docs/run-states.md,
+Pure: nothing here reads a clock or a database. `commits` creates runs, `advance` alone changes their status and asks
+`require_legal` each time, `families` has it end several together. The table is also in docs/run-states.md,
 and a test holds the two together.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import uuid_utils.compat
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db import Base
@@ -37,18 +37,40 @@ FINAL = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELED})
 """Statuses that never change again; they set `ended_at`."""
 
 TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
-    RunStatus.PENDING: frozenset({RunStatus.RUNNING, RunStatus.FAILED, RunStatus.CANCELED}),
+    RunStatus.PENDING: frozenset({RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELED}),
     RunStatus.RUNNING: frozenset(
-        {RunStatus.WAITING_FOR_SUBRUN, RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELED}
+        {
+            RunStatus.PAUSED,
+            RunStatus.WAITING_FOR_APPROVAL,
+            RunStatus.WAITING_FOR_SUBRUN,
+            RunStatus.COMPLETED,
+            RunStatus.FAILED,
+            RunStatus.CANCELED,
+        }
     ),
-    RunStatus.PAUSED: frozenset(),
-    RunStatus.WAITING_FOR_APPROVAL: frozenset(),
-    RunStatus.WAITING_FOR_SUBRUN: frozenset({RunStatus.RUNNING, RunStatus.FAILED, RunStatus.CANCELED}),
+    RunStatus.PAUSED: frozenset(
+        {
+            RunStatus.PENDING,
+            RunStatus.RUNNING,
+            RunStatus.WAITING_FOR_APPROVAL,
+            RunStatus.WAITING_FOR_SUBRUN,
+            RunStatus.CANCELED,
+        }
+    ),
+    RunStatus.WAITING_FOR_APPROVAL: frozenset(
+        {RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELED}
+    ),
+    RunStatus.WAITING_FOR_SUBRUN: frozenset(
+        {RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELED}
+    ),
     RunStatus.COMPLETED: frozenset(),
     RunStatus.FAILED: frozenset(),
     RunStatus.CANCELED: frozenset(),
 }
-"""Every legal change of status. PAUSED and WAITING_FOR_APPROVAL are named on the wire; no way leads there yet."""
+"""Every legal change of status. Of the ways out of PAUSED only one is open to a run: to what it was paused from."""
+
+PAUSABLE = frozenset(old for old, ways in TRANSITIONS.items() if RunStatus.PAUSED in ways)
+"""Statuses that a pause may interrupt, and to which a resume returns."""
 
 
 class IllegalTransition(RuntimeError):
@@ -83,9 +105,13 @@ class Run(Base, kw_only=True):
         CheckConstraint("(ended_at IS NULL) = (status NOT IN ('COMPLETED','FAILED','CANCELED'))", name="ended"),
         CheckConstraint("pending_subruns BETWEEN 0 AND spawned_subruns", name="pending"),
         CheckConstraint("ended_at IS NULL OR next_tick_at IS NULL", name="final_is_never_due"),
+        CheckConstraint("(status = 'PAUSED') = (paused_from IS NOT NULL)", name="paused_from"),
+        CheckConstraint("(status = 'PAUSED') = (paused_at IS NOT NULL)", name="paused_at"),
+        CheckConstraint("status <> 'PAUSED' OR next_tick_at IS NULL", name="paused_is_never_due"),
         Index("runs_due_idx", "next_tick_at", postgresql_where=text("next_tick_at IS NOT NULL")),
         Index("runs_live_idx", "workspace_id", postgresql_where=text("ended_at IS NULL")),
         Index("runs_newest_idx", "workspace_id", text("run_id DESC")),
+        Index("runs_ended_idx", "ended_at", "run_id", postgresql_where=text("ended_at IS NOT NULL")),
         Index("runs_children_idx", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
         {"postgresql_with": {"fillfactor": 80}},
     )
@@ -99,12 +125,12 @@ class Run(Base, kw_only=True):
     status: Mapped[str] = mapped_column(default=RunStatus.PENDING)
     """A RunStatus."""
     correlation_id: Mapped[uuid.UUID]
-    """Shared by a run and all its descendants."""
+    """Shared by a run and all its descendants: the id of the run that none of them spawned."""
     input_text: Mapped[str] = mapped_column(default="")
     channel: Mapped[str] = mapped_column(default="")
     """Where the request came from, in the caller's words."""
-    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, default_factory=dict)
-    """The caller's own `metadata`; the service never reads it."""
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default_factory=dict)
+    """The caller's own `metadata`; the service never reads it. JSON keeps its text: JSONB would write 1e131071 out."""
     group_id: Mapped[str | None] = mapped_column(default=None)
     """Which group of subruns this one belongs to; null for a parent run."""
     expected_subruns: Mapped[int] = mapped_column(default=0)
@@ -121,14 +147,26 @@ class Run(Base, kw_only=True):
     step_count: Mapped[int] = mapped_column(default=0)
     last_seq: Mapped[int] = mapped_column(default=0)
     """Number of the newest event; events are numbered from 1 without gaps."""
+    archived_seq: Mapped[int] = mapped_column(default=0)
+    """Number of the newest run_archived event; 0 before the first. Below `last_seq`, something happened since."""
+    compacted_through_seq: Mapped[int] = mapped_column(default=0)
+    """Events with this number and below may be missing here; a bundle holds them. Above it there is no gap."""
     ticks: Mapped[int] = mapped_column(default=0)
     """Worker turns that changed this run."""
     epoch: Mapped[int] = mapped_column(default=0)
     """Counts claims. A worker's write counts only while the epoch is the one that it claimed (fencing)."""
     next_tick_at: Mapped[dt.datetime | None] = mapped_column(Instant, default=None)
-    """When the run is due: its next step, the end of its wait, or, while claimed, the end of the lease."""
+    """When the run is due: the earliest of its clocks or, while claimed, the end of the lease."""
+    step_due_at: Mapped[dt.datetime | None] = mapped_column(Instant, default=None)
+    """When its next step is due, claimed or not; null when no step is left or a wait stands before it."""
     wait_until: Mapped[dt.datetime | None] = mapped_column(Instant, default=None)
     """When WAITING_FOR_SUBRUN turns into FAILED; null without a bound."""
+    paused_from: Mapped[str | None] = mapped_column(default=None)
+    """The RunStatus to which a resume returns; null unless PAUSED."""
+    paused_at: Mapped[dt.datetime | None] = mapped_column(Instant, default=None)
+    """When the run was paused; its clocks stand still from then on, and a resume moves them by the pause's length."""
+    vain_attempts: Mapped[int] = mapped_column(default=0)
+    """Claims in a row that could not be turned into a tick; past a bound the run FAILS."""
     error_summary: Mapped[str | None] = mapped_column(default=None)
     created_at: Mapped[dt.datetime] = mapped_column(Instant)
     started_at: Mapped[dt.datetime | None] = mapped_column(Instant, default=None)

@@ -1,6 +1,6 @@
-"""Every environment variable the service understands, read once.
+"""Every environment variable a caller may set, read once. Commands build a `Settings`, and pass it on.
 
-Nothing else in the service touches `os.environ`. Commands build a `Settings`, and pass it on.
+One more is set by the service for its own children: PROMETHEUS_MULTIPROC_DIR, which prometheus-client reads by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from service.errors import ConfigurationError
 
+MOST_DAYS = 36_500
+"""Longest retention: a hundred years."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -23,9 +26,10 @@ class Settings:
     lease_s: float = 2.0  # PLIMSOLL_LEASE_S: how long a claimed run stays with its worker before another may take it
     sweep_interval_s: float = 1.0  # PLIMSOLL_SWEEP_INTERVAL_S: longest time a due run waits for a lost ring
     log_level: str = "info"  # PLIMSOLL_LOG_LEVEL
-    allowed_origins: frozenset[str] = (
-        frozenset()
-    )  # PLIMSOLL_ALLOWED_ORIGINS: whose pages may open sockets, besides ours
+    archive_dir: Path = Path("data/archives")  # PLIMSOLL_ARCHIVE_DIR: shared by all that archive and all that serve
+    archive_after_days: float = 30.0  # PLIMSOLL_ARCHIVE_AFTER_DAYS: how long after its end a worker archives a run
+    archive_compact_events: str = ""  # PLIMSOLL_ARCHIVE_COMPACT_EVENTS: types that a worker then deletes; none: none
+    allowed_origins: frozenset[str] = frozenset()  # PLIMSOLL_ALLOWED_ORIGINS: pages that may open sockets, besides ours
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -36,12 +40,17 @@ class Settings:
             raise ConfigurationError(
                 f"{missing.args[0]} is not set: set it, or start this checkout's own stack with `make up`"
             ) from None
+        if not redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise ConfigurationError("REDIS_URL must begin with redis://, rediss:// or unix://")
         return cls(
             database_url=database_url,
             redis_url=redis_url,
             lease_s=_positive(environment, "PLIMSOLL_LEASE_S", cls.lease_s),
             sweep_interval_s=_positive(environment, "PLIMSOLL_SWEEP_INTERVAL_S", cls.sweep_interval_s),
             log_level=_log_level(environment),
+            archive_dir=Path(environment.get("PLIMSOLL_ARCHIVE_DIR") or cls.archive_dir),
+            archive_after_days=_days(environment, "PLIMSOLL_ARCHIVE_AFTER_DAYS", cls.archive_after_days),
+            archive_compact_events=environment.get("PLIMSOLL_ARCHIVE_COMPACT_EVENTS", cls.archive_compact_events),
             allowed_origins=_origins(environment),
         )
 
@@ -60,12 +69,45 @@ def _positive(environment: Mapping[str, str], name: str, default: float) -> floa
     return value
 
 
+def _days(environment: Mapping[str, str], name: str, default: float) -> float:
+    """Return a number of days from the environment."""
+    text = environment.get(name)
+    if text is None:
+        return default
+    try:
+        return parse_days(text)
+    except ValueError as wrong:
+        raise ConfigurationError(f"{name}={text!r}: {wrong}") from None
+
+
+def parse_days(text: str) -> float:
+    """Return a number of days, fractions allowed; raises ValueError with what to give."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= MOST_DAYS:
+        raise ValueError(f"give a number of days from 0 to {MOST_DAYS}")
+    return value
+
+
 def _log_level(environment: Mapping[str, str]) -> str:
     """Return the log level's name in lower case."""
     level = environment.get("PLIMSOLL_LOG_LEVEL", "info").lower()
     if level not in ("debug", "info", "warning", "error"):
         raise ConfigurationError(f"PLIMSOLL_LOG_LEVEL={level!r}: give debug, info, warning or error")
     return level
+
+
+_PARAMETERS = {
+    "host": "host",
+    "port": "port",
+    "user": "user",
+    "password": "password",
+    "sslmode": "ssl",
+    "target_session_attrs": "target_session_attrs",
+}
+"""Parameters of a libpq URI, and what the driver calls them."""
 
 
 def _origins(environment: Mapping[str, str]) -> frozenset[str]:
@@ -82,20 +124,39 @@ def _origins(environment: Mapping[str, str]) -> frozenset[str]:
 
 
 def sqlalchemy_url(libpq_url: str) -> str:
-    """Turn a libpq URI, `?host=/socket/dir` included, into SQLAlchemy's form for asyncpg.
+    """Turn a libpq URI, `?host=/socket/dir` included, into SQLAlchemy's form for asyncpg, which calls `sslmode` `ssl`.
 
     Source: PostgreSQL manual, 32.1.1.2 "Connection URIs".
     """
-    parts = urlsplit(libpq_url)
+    try:
+        parts = urlsplit(libpq_url)
+        _ = parts.port
+    except ValueError as wrong:
+        raise ConfigurationError(f"DATABASE_URL is not an address: {wrong}") from None
     if parts.scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise ConfigurationError("DATABASE_URL must begin with postgresql://")
-    query = "&".join(f"{key}={quote(value, safe='/')}" for key, value in parse_qsl(parts.query))
+    given = parse_qsl(parts.query)
+    for key, _ in given:
+        if key not in _PARAMETERS:
+            raise ConfigurationError(f"DATABASE_URL: the parameter {key} is not known; give {', '.join(_PARAMETERS)}")
+    query = "&".join(f"{_PARAMETERS[key]}={quote(value, safe='/')}" for key, value in given)
     return f"postgresql+asyncpg://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
+
+
+def is_utf8(text: str) -> bool:
+    """Tell whether a text of the command line or the environment was valid UTF-8; Python keeps other bytes in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def stack_folder(name: str = "up", environment: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of an embedded stack: PLIMSOLL_STACK_DIR, or else `data/stack/<name>` of this checkout."""
     given = environment.get("PLIMSOLL_STACK_DIR")
+    if given and not is_utf8(given):
+        raise ConfigurationError("PLIMSOLL_STACK_DIR is not valid UTF-8")
     return Path(given) if given else Path("data") / "stack" / name
 
 

@@ -1,4 +1,4 @@
-"""What the service tells about itself: metrics, the Server-Timing of a response, structured logs.
+"""What the service tells about itself: metrics and structured logs. Server-Timing is written in `exchange`.
 
 With several processes on one port (`serve --processes N`) prometheus-client keeps its values in files that all of them
 share; the command sets PROMETHEUS_MULTIPROC_DIR before this module is imported.
@@ -12,8 +12,8 @@ import sys
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper bounds, seconds: both SLO targets (200 and 300 ms) are bounds, so compliance can be read off."""
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.375, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds, seconds: the targets of data/slo.yaml are among them, so that a p95 below 375 ms can be read off."""
 
 REQUEST_SECONDS = Histogram(
     "plimsoll_http_request_seconds",
@@ -28,6 +28,11 @@ GROUP_SIZE = Histogram(
     "plimsoll_group_commit_writes",
     "Writes that shared one transaction.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+PUBLISH_LAG_SECONDS = Histogram(
+    "plimsoll_publish_lag_seconds",
+    "From a commit to the moment at which Redis had handed its events to the subscribers.",
+    buckets=LATENCY_BUCKETS_S,
 )
 ANNOUNCEMENTS_LOST = Counter(
     "plimsoll_announcements_lost_total",

@@ -13,11 +13,11 @@ Overview
              events are published, and other workers are rung if more is due than this one takes.
 
 States of a run, as its row tells them
-    parked   next_tick_at is null: it waits for a child's end or a caller
-    later    next_tick_at is ahead: a step's latency, the bound of a wait
+    parked   next_tick_at is null: it waits for a child's end or a caller, or is paused
+    later    next_tick_at is ahead: a step's latency, the bound of a wait, a group's deadline
     due      next_tick_at has passed: anybody may claim it
     claimed  next_tick_at is the end of a lease. Nothing else marks a claim, so nothing has to be undone when a worker
-             dies: the run becomes due by itself.
+             dies: the run becomes due by itself. When its step is due stands in step_due_at, which no claim changes.
 
 Invariants
     1. A step is written only in a transaction that holds the run's row lock and finds the epoch that it claimed.
@@ -35,9 +35,11 @@ Failures
     A worker stalls past its lease: its batch is fenced by invariant 1 and counted, and it goes on.
     Redis is away: nobody is rung; the sweeper (`worker`) finds what is due.
     PostgreSQL is away: the batch is dropped, its leases end.
-    One run cannot be written, because of a bug: the batch is replayed one by one; the culprit is logged, and becomes
-    due again after a delay that doubles with every vain claim, so it neither stalls its neighbours nor keeps a worker
-    busy.
+    One run cannot be turned over: because of a bug the batch cannot be written, and is replayed one by one to find it;
+    or what it asked of the outside did not answer (`postpone`). It is logged and becomes due again after a delay that
+    doubles, so it neither stalls its neighbours nor keeps a worker busy. The vain attempts in a row are counted on its
+    row; with the last of MOST_ATTEMPTS the run FAILS and says so. Outages of the database are not counted: nothing can
+    be written about them, and they are nobody's fault.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from sqlalchemy import text
 from service.advance import advance
 from service.announce import Announcer
 from service.db import Database, is_outage
-from service.families import advance_family, leaves_orphans
+from service.families import advance_family, fail_run
 from service.ledger import Ledger
 from service.tallies import Tallies
 from service.workspaces import Agents, ScriptStep
@@ -64,7 +66,10 @@ BATCH = 128
 """Most runs in one claim. Rows per second grow with the batch up to about 64 (docs/performance.md)."""
 
 LONGEST_DELAY_S = 60.0
-"""Longest pause before a run that could not be written is tried again."""
+"""Longest pause before a run that could not be turned over is tried again."""
+
+MOST_ATTEMPTS = 8
+"""Vain attempts in a row after which a run FAILS: the delays between them add up to some four minutes."""
 
 _CLAIM = text("""
     WITH due AS (
@@ -78,11 +83,11 @@ _CLAIM = text("""
 """)
 
 _POSTPONE = text("""
-    UPDATE runs SET next_tick_at = now() + make_interval(
-        secs => least(:longest_s, :lease_s * power(2, least(greatest(epoch - ticks, 0), 20))))
+    UPDATE runs SET vain_attempts = vain_attempts + 1, next_tick_at = now() + make_interval(
+        secs => least(:longest_s, :lease_s * power(2, least(vain_attempts + 1, 20))))
     WHERE run_id = :run_id AND epoch = :epoch AND ended_at IS NULL
+    RETURNING vain_attempts
 """)
-"""A claim that leads to no tick raises `epoch` but not `ticks`: their difference counts the vain ones."""
 
 
 class Claim(NamedTuple):
@@ -140,7 +145,7 @@ class Ticker:
             if is_outage(fault):
                 raise
             if len(claims) == 1:
-                await self._postpone(claims[0], fault)
+                await self.postpone(claims[0], fault)
                 return
             for claim in claims:
                 await self.settle([claim], outcomes, ring=ring)
@@ -150,7 +155,7 @@ class Ticker:
             await self._settle_family(claim, outcomes, ring=ring)
 
     async def _settle_family(self, claim: Claim, outcomes: Outcomes, *, ring: bool) -> None:
-        """Advance one run whose end ends its descendants."""
+        """Advance one run whose turn ends descendants."""
 
         async def settle(ledger: Ledger) -> Settled:
             script = outcomes[claim.agent_id]
@@ -162,7 +167,7 @@ class Ticker:
         except Exception as fault:
             if is_outage(fault):
                 raise
-            await self._postpone(claim, fault)
+            await self.postpone(claim, fault)
             return
         await self._announce(ledger, ring)
 
@@ -179,19 +184,44 @@ class Ticker:
         """Tell what was committed; a fault here must not look like one of the transaction."""
         await self._announcer.announce(ledger.events, ledger.now, due=ring, tallies=self._tallies)
 
-    async def _postpone(self, claim: Claim, fault: Exception) -> None:
-        """Log a run that cannot be written and try it again later, ever more rarely."""
+    async def postpone(self, claim: Claim, fault: Exception) -> None:
+        """Log a run whose turn failed and try it again later, ever more rarely; the last attempt fails the run."""
         log.error("a run cannot be advanced", run_id=str(claim.run_id), epoch=claim.epoch, exc_info=fault)
         async with self._database.begin() as connection:
-            await connection.execute(
-                _POSTPONE,
-                {
-                    "run_id": claim.run_id,
-                    "epoch": claim.epoch,
-                    "lease_s": self._lease_s,
-                    "longest_s": LONGEST_DELAY_S,
-                },
-            )
+            attempts = (
+                await connection.execute(
+                    _POSTPONE,
+                    {
+                        "run_id": claim.run_id,
+                        "epoch": claim.epoch,
+                        "lease_s": self._lease_s,
+                        "longest_s": LONGEST_DELAY_S,
+                    },
+                )
+            ).scalar()
+        if attempts is not None and attempts >= MOST_ATTEMPTS:
+            await self._fail(claim, f"could not be advanced in {attempts} attempts, the last one: {_name(fault)}")
+
+    async def _fail(self, claim: Claim, reason: str) -> None:
+        """End a claimed run as FAILED, with its descendants."""
+
+        async def settle(ledger: Ledger) -> Settled:
+            written = await fail_run(ledger, claim.run_id, claim.parent_run_id, claim.epoch, reason)
+            return Settled(int(written), int(not written), [])
+
+        try:
+            ledger, _ = await self._write(settle)
+        except Exception as fault:
+            if is_outage(fault):
+                raise
+            log.error("a run cannot even be failed; it is tried again", run_id=str(claim.run_id), exc_info=fault)
+            return
+        await self._announce(ledger, ring=False)
+
+
+def _name(fault: Exception) -> str:
+    """Return the kind of a fault; its text may quote what only the log should hold."""
+    return type(getattr(fault, "orig", None) or fault).__name__
 
 
 class Settled(NamedTuple):
@@ -199,7 +229,7 @@ class Settled(NamedTuple):
 
     ticks: int  # turns that changed their run
     fenced: int  # turns thrown away, because another worker or a caller was faster
-    put_off: Sequence[Claim]  # turns that end a family; nothing was written about them
+    put_off: Sequence[Claim]  # turns that end descendants; nothing was written about them
 
 
 async def settle_batch(ledger: Ledger, claims: Sequence[Claim], outcomes: Outcomes) -> Settled:
@@ -213,7 +243,7 @@ async def settle_batch(ledger: Ledger, claims: Sequence[Claim], outcomes: Outcom
             fenced += 1
             continue
         outcome = advance(run, outcomes[claim.agent_id], ledger.now)
-        if leaves_orphans(outcome.run):
+        if outcome.doomed:
             put_off.append(claim)
             continue
         ledger.note(outcome)

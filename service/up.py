@@ -21,7 +21,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from service.administration import bring_schema_up_to_date, make_token, take_token_back
 from service.embedded import Stack, StackLocked, running_stack
 from service.embedded.stack import Server, write_private
-from service.errors import BadUsage, Invalid, PlimsollError
+from service.errors import BadUsage, ConfigurationError, Invalid, PlimsollError
 from service.serve import address_of, http_children, listen, shared_metrics, worker_children
 from service.settings import Settings, child_environment, settings_for
 from service.supervisor import Signals, Supervisor
@@ -59,6 +59,11 @@ def up(
             _supervise(stack, listener, signals, processes, workers, say)
     except KeyboardInterrupt:  # asked to stop before anything was supervised
         return 0
+    except OSError as error:  # what lies in the folder is not what we put there: a directory where a file belongs
+        raise ConfigurationError(
+            f"{error.filename or folder}: {error.strerror or error}; mend that, or choose another folder with"
+            " PLIMSOLL_STACK_DIR"
+        ) from error
     return 0
 
 
@@ -107,7 +112,7 @@ def _new_token(settings: Settings, file: Path) -> str:
     """Make an installation token, keep it in `file`, and revoke the one that was there."""
     if file.exists():
         with suppress(BadUsage, Invalid):  # revoked by hand, or of another database
-            take_token_back(settings, file.read_text().strip())
+            take_token_back(settings, file.read_text(errors="replace").strip())
     token: str = make_token(settings, None, "OWNER", TOKEN_DAYS)["token"]
     write_private(file, token.encode() + b"\n")
     return token

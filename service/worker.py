@@ -5,6 +5,8 @@ run is due, and the sweep: at the latest after `sweep_interval_s` it looks for i
 long, and a scripted latency is kept to the millisecond. One batch is claimed at a time; up to two are being settled
 meanwhile, which keeps PostgreSQL busy while Python decides.
 
+Beside its ticks a worker archives: a round when it starts, and one a day when the doorbell says so (`archive.rounds`).
+
 SIGTERM, SIGINT and SIGHUP drain: nothing more is claimed, what is in hand is settled, and the process ends with 0. What
 a tick is, and why a killed worker loses nothing: `tick`.
 """
@@ -14,12 +16,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-import sys
 from contextlib import suppress
 
 import structlog
+import uvloop
 
 from service.announce import Announcer, connect_redis
+from service.archive import Rounds
 from service.db import Database, is_outage
 from service.doorbell import Doorbell
 from service.due import next_due_in_s
@@ -43,6 +46,9 @@ FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 DRAIN_S = 8.0
 """How long a stopping worker waits for the batches in its hands; after that their leases take over."""
 
+ROUND_DRAIN_S = 1.0
+"""How long a stopping worker waits, after its batches, for what it is archiving; after that it is undone."""
+
 GC_THRESHOLDS = (50_000, 20, 20)
 """The collector's default settings cost tail latency and find nothing: what a batch makes has no cycles."""
 
@@ -53,13 +59,8 @@ def run(settings: Settings) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    if sys.platform == "win32":
-        asyncio.run(_work(settings))
-    else:
-        import uvloop
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_work(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_work(settings))
     return 0
 
 
@@ -142,14 +143,27 @@ async def _work(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     database = Database(settings.database_url, pool_size=LANES + 2)
     client = connect_redis(settings.redis_url)
-    doorbell = Doorbell(settings.redis_url, answer=lambda: loop.call_soon_threadsafe(worker.ring))
-    ticker = Ticker(database, Announcer(client, doorbell), Agents(), Tallies(), settings.lease_s)
+    doorbell = Doorbell(
+        settings.redis_url,
+        answer=lambda: loop.call_soon_threadsafe(worker.ring),
+        archive=lambda: loop.call_soon_threadsafe(rounds.ring),
+    )
+    announcer = Announcer(client, doorbell)
+    rounds = Rounds(settings, announcer)
+    ticker = Ticker(database, announcer, Agents(), Tallies(), settings.lease_s)
     worker = Worker(database, ticker, settings.sweep_interval_s)
+
+    def stop() -> None:
+        worker.stop()
+        rounds.stop()
+
     stop_listening = doorbell.listen()
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(signum, worker.stop)
+        loop.add_signal_handler(signum, stop)
     log.info("worker ready")
+    rounds.ring()
     await worker.work()
+    await rounds.drain(ROUND_DRAIN_S)
     await asyncio.to_thread(stop_listening)
     await client.aclose()
     await database.close()
@@ -159,6 +173,6 @@ async def _work(settings: Settings) -> None:
 def _log_fault(message: str, fault: Exception) -> None:
     """Log an outage in one line, and anything else, which is a bug, with its traceback."""
     if is_outage(fault):
-        log.warning(message, fault=str(fault))
+        log.warning(message, fault=str(getattr(fault, "orig", fault)))  # without the statement's text
     else:
         log.error(message, exc_info=fault)

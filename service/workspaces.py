@@ -32,7 +32,7 @@ MAX_NAME_CHARACTERS = 200
 class QuotaClass(enum.StrEnum):
     """Which set of rates and caps a workspace is under."""
 
-    DEFAULT = "default"  # the active revision's values
+    DEFAULT = "default"  # the values of `quota.limits`
     CALIBRATION = "calibration"  # lifted, so that the system itself can be measured
 
 

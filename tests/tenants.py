@@ -12,10 +12,12 @@ import msgspec
 from sqlalchemy import text
 
 from service.announce import Announcer, connect_redis
+from service.changes import GroupOptions
 from service.commits import Commits, Create, Spawn
 from service.db import Database
 from service.doorbell import Doorbell
 from service.quota.limits import LIFTED
+from service.tick import Claim, Ticker
 from service.workspaces import create_agent, create_workspace
 
 NO_METADATA = msgspec.Raw(b"{}")
@@ -57,16 +59,23 @@ class Tenant:
         """Accept several runs at once."""
         return await asyncio.gather(*(self.run(agent_id, expected_subruns) for _ in range(count)))
 
-    async def spawn(self, parent_run_id: uuid.UUID, agent_id: uuid.UUID | None = None) -> uuid.UUID:
-        """Accept a subrun; it is due at once. Raises IllegalState when the parent has ended."""
+    async def spawn(
+        self,
+        parent_run_id: uuid.UUID,
+        agent_id: uuid.UUID | None = None,
+        group_id: str | None = None,
+        **options: Any,
+    ) -> uuid.UUID:
+        """Accept a subrun with GroupOptions; it is due at once. Raises IllegalState when the parent has ended."""
         spawn = Spawn(
             parent_run_id,
             self.workspace_id,
             agent_id or self.agent_id,
             "",
             NO_METADATA,
-            f"group of {parent_run_id}",
+            group_id or f"group of {parent_run_id}",
             LIFTED,
+            GroupOptions(**options),
         )
         return (await self._commits.submit(spawn)).run_id
 
@@ -114,8 +123,9 @@ class Tenant:
 
 FAULTS = """
     SELECT 'events of ' || runs.run_id || ' have gaps' AS fault FROM runs
-    LEFT JOIN events ON events.run_id = runs.run_id
-    GROUP BY runs.run_id HAVING count(seq) <> runs.last_seq OR max(seq) <> runs.last_seq OR min(seq) <> 1
+    LEFT JOIN events ON events.run_id = runs.run_id AND seq > runs.compacted_through_seq
+    GROUP BY runs.run_id HAVING count(seq) <> runs.last_seq - runs.compacted_through_seq
+        OR max(seq) <> runs.last_seq OR min(seq) <> runs.compacted_through_seq + 1
     UNION ALL
     SELECT 'steps of ' || runs.run_id || ' have gaps' FROM runs
     LEFT JOIN steps ON steps.run_id = runs.run_id
@@ -133,6 +143,20 @@ FAULTS = """
         OR count(child.run_id) FILTER (WHERE child.ended_at IS NULL) <> parent.pending_subruns
         OR count(child.run_id) FILTER (WHERE child.status IN ('FAILED', 'CANCELED')) <> parent.failed_subruns
     UNION ALL
+    SELECT 'group ' || g.group_id || ' of ' || g.run_id || ' is miscounted' FROM subrun_groups g
+    LEFT JOIN runs child ON child.parent_run_id = g.run_id AND child.group_id = g.group_id
+    GROUP BY g.run_id, g.group_id
+    HAVING count(child.run_id) <> g.spawned
+        OR count(child.run_id) FILTER (WHERE child.ended_at IS NULL) <> g.pending
+        OR count(child.run_id) FILTER (WHERE child.status IN ('FAILED', 'CANCELED')) <> g.failed
+    UNION ALL
+    SELECT 'the group of ' || child.run_id || ' is not known' FROM runs child
+    LEFT JOIN subrun_groups g ON g.run_id = child.parent_run_id AND g.group_id = child.group_id
+    WHERE child.parent_run_id IS NOT NULL AND g.group_id IS NULL
+    UNION ALL
+    SELECT run_id || ' has nobody who will ever wake it' FROM runs
+    WHERE ended_at IS NULL AND status <> 'PAUSED' AND next_tick_at IS NULL AND pending_subruns = 0
+    UNION ALL
     SELECT child.run_id || ' was settled ' || count(settled.seq) || ' times' FROM runs child
     LEFT JOIN events settled ON settled.run_id = child.parent_run_id
         AND settled.event_type IN ('subrun_completed', 'subrun_failed', 'subrun_cancelled')
@@ -144,9 +168,29 @@ FAULTS = """
         ON parent.run_id = child.parent_run_id WHERE child.ended_at IS NULL AND parent.ended_at IS NOT NULL
     UNION ALL
     SELECT 'something happened to ' || run_id || ' after its end' FROM runs JOIN events USING (run_id)
-    WHERE seq = last_seq AND ended_at IS NOT NULL AND (event_type <> 'state_changed' OR payload->>'to' <> status)
+    WHERE ended_at IS NOT NULL AND (event_type <> 'state_changed' OR payload->>'to' <> status)
+        AND seq = (SELECT max(e.seq) FROM events e WHERE e.run_id = runs.run_id AND e.event_type <> 'run_archived')
 """
 """One row for each way in which the stored facts contradict each other."""
+
+
+async def settle(ticker: Ticker, claims: list[Claim]) -> None:
+    """Do what a worker does with claims."""
+    await ticker.settle(claims, await ticker.outcomes(claims))
+
+
+async def drain(ticker: Ticker) -> int:
+    """Turn over until nothing is due; returns how many turns it took."""
+    turns = 0
+    while claims := await ticker.claim():
+        await settle(ticker, claims)
+        turns += 1
+    return turns
+
+
+async def expire_leases(tenant: Tenant) -> None:
+    """Let every lease end now."""
+    await tenant.write("UPDATE runs SET next_tick_at = now() - interval '1 ms' WHERE next_tick_at > now()")
 
 
 @asynccontextmanager

@@ -2,6 +2,6 @@
 
 Reading order: `dataset` (what is judged), `validity` (may it be judged at all), `dependence` (how many independent
 requests it is worth), `quantiles` and `means` (what it proves, with bounds), `throughput` and `completion` (what a
-run's record proves), `slo` (Slo and Verdict, and which judge answers which question), then what a person sees:
-`tables` and `figures`.
+run's record proves), `slo` (Slo and Verdict), `judges` (which judge answers which SLO), then what a person sees:
+`tables`, `figures` and `display`.
 """

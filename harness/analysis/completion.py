@@ -32,7 +32,8 @@ def judge(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     if failed:
         reason = f"{failed} of {plural(len(bounds), 'runs')} did not complete at all."
     elif open_ended:
-        reason = f"{open_ended} of {plural(len(bounds), 'runs')} was not seen finished while it was polled."
+        were = "was" if open_ended == 1 else "were"
+        reason = f"{open_ended} of {plural(len(bounds), 'runs')} {were} not seen finished while polled."
     interval = None
     if math.isfinite(lower):
         interval = interval_of("slowest run", "s", lower if math.isinf(upper) else upper, (lower, upper), slo.limit)

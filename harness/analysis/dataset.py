@@ -24,6 +24,7 @@ class Dataset:
     """Sample sets read together, ordered by measurement id. Every frame has a `measurement_id` and a `mode` column."""
 
     manifests: tuple[Manifest, ...]
+    folders: tuple[str, ...]  # the name of the folder of each, for a reader; no verdict depends on it
     samples: pd.DataFrame  # columns of harness.sample.Sample, plus `root_key` (the parent run's key)
     runs: pd.DataFrame  # columns of harness.sample.RunRecord, plus `root_key`
     resources: pd.DataFrame  # columns of harness.sample.ResourceSample
@@ -31,8 +32,10 @@ class Dataset:
     def of_modes(self, modes: Collection[Mode]) -> Dataset:
         """Return the part that was measured in one of these modes."""
         wanted = [mode.value for mode in modes]
+        kept = [place for place, manifest in enumerate(self.manifests) if manifest.mode in wanted]
         return Dataset(
-            tuple(manifest for manifest in self.manifests if manifest.mode in wanted),
+            tuple(self.manifests[place] for place in kept),
+            tuple(self.folders[place] for place in kept),
             self.samples[self.samples["mode"].isin(wanted)],
             self.runs[self.runs["mode"].isin(wanted)],
             self.resources[self.resources["mode"].isin(wanted)],
@@ -44,11 +47,11 @@ class Dataset:
         return rows.sort_values(["measurement_id", "intended_at_ns", "sent_at_ns", "run_key"], kind="stable")
 
 
-def build_dataset(sets: Collection[tuple[Manifest, pd.DataFrame, pd.DataFrame, pd.DataFrame]]) -> Dataset:
-    """Return the dataset of sample sets, each given as manifest, samples, runs and resources."""
-    ordered = sorted(sets, key=lambda one: one[0].measurement_id)
+def build_dataset(sets: Collection[tuple[str, Manifest, pd.DataFrame, pd.DataFrame, pd.DataFrame]]) -> Dataset:
+    """Return the dataset of sample sets, each given as its folder's name, manifest, samples, runs and resources."""
+    ordered = sorted(sets, key=lambda one: one[1].measurement_id)
     samples, runs, resources = [], [], []
-    for manifest, sample_rows, run_rows, resource_rows in ordered:
+    for _, manifest, sample_rows, run_rows, resource_rows in ordered:
         name = {"measurement_id": manifest.measurement_id, "mode": manifest.mode}
         parents = run_rows.set_index("run_key")["parent_run_key"].dropna().to_dict()
         roots = {key: parents.get(key, key) for key in {*sample_rows["run_key"], *run_rows["run_key"]}}
@@ -58,7 +61,8 @@ def build_dataset(sets: Collection[tuple[Manifest, pd.DataFrame, pd.DataFrame, p
         runs.append(run_rows.assign(**name, root_key=run_rows["run_key"].map(roots)))
         resources.append(resource_rows.assign(**name))
     return Dataset(
-        tuple(manifest for manifest, *_ in ordered),
+        tuple(manifest for _, manifest, *_ in ordered),
+        tuple(folder for folder, *_ in ordered),
         pd.concat(samples, ignore_index=True),
         pd.concat(runs, ignore_index=True),
         pd.concat(resources, ignore_index=True),
@@ -82,7 +86,10 @@ def counted_from_send(samples: pd.DataFrame) -> bool:
 
 
 def groups_of(rows: pd.DataFrame) -> Ints:
-    """Number the independent unit of each row, shape (n_rows,): its burst where runs start together, else its run."""
+    """Number the independent unit of each row, shape (n_rows,): its burst where runs start together, else its run.
+
+    Trials count from 0 at each level, so a burst is named by both.
+    """
     burst = rows["mode"].isin([mode.value for mode in GROUPED_BY_TRIAL])
-    unit = rows["root_key"].astype(str).where(~burst, rows["trial"].astype(str))
+    unit = rows["root_key"].astype(str).where(~burst, rows["level"].astype(str) + "/" + rows["trial"].astype(str))
     return np.asarray(pd.factorize(rows["measurement_id"].astype(str) + "/" + unit)[0], dtype=np.int64)

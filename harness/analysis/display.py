@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import html
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -16,12 +18,20 @@ from pandas.io.formats.style_render import CSSDict
 
 from harness.analysis import tables
 from harness.analysis.dataset import Dataset
-from harness.analysis.slo import Interval, Status, Verdict, number, overall, percent, plural, with_unit
-from harness.analysis.validity import Finding
+from harness.analysis.slo import Statistic, Status, Verdict, number, overall, percent, plural, with_unit
+from harness.analysis.validity import ID_SHOWN, Fault, Finding, short_commit
 from harness.errors import ExitCode
 
 MARKS = {Status.PASS: "✓", Status.FAIL: "✗", Status.INCONCLUSIVE: "?", Status.NOT_APPLICABLE: "·"}
 """So that a verdict can be told without its colour."""
+
+BOUNDED = {
+    Statistic.MEAN: "mean",
+    Statistic.PER_BUSY_SECOND: "rate",
+    Statistic.MAX: "slowest",
+    Statistic.ERROR_SHARE: "share",
+}
+"""What the bounds of a statistic are of; those of a quantile are of the share of slow requests."""
 
 HEADINGS = {
     ExitCode.PASSED: "PASS",
@@ -51,54 +61,98 @@ def heading(verdicts: Collection[Verdict], findings: Sequence[Finding]) -> str:
     return HEADINGS[overall(verdicts, valid=not findings)]
 
 
-def sentences(verdicts: Collection[Verdict], findings: Sequence[Finding]) -> list[str]:
-    """Return the conclusion in plain sentences, the most important first."""
+def sentences(
+    verdicts: Collection[Verdict], findings: Sequence[Finding], folders: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return the conclusion in plain sentences, the most important first.
+
+    `folders` names the folder of each measurement, for a reader who has to find it.
+    """
     if findings:
         said = ["Nothing was judged, because the measurement cannot be trusted."]
-        return said + [f"{finding.detail} ({finding.measurement_id}, {finding.fault.value})" for finding in findings]
+        return said + [_finding_sentence(finding, folders or {}) for finding in findings]
     counted = [verdict for verdict in verdicts if verdict.verdict is not Status.NOT_APPLICABLE]
     by_status = {status: [verdict for verdict in counted if verdict.verdict is status] for status in Status}
     failed, open_ = by_status[Status.FAIL], by_status[Status.INCONCLUSIVE]
     if not counted:
-        return ["None of the promises is about the load that was measured, so nothing could be judged."]
+        return ["None of the SLOs is about the load that was measured, so nothing could be judged."]
     if not failed and not open_:
-        said = [f"All {plural(len(counted), 'promises')} that this load can test were kept."]
+        said = [f"All {plural(len(counted), 'SLOs')} about this load are met."]
     elif failed:
-        said = [f"{len(failed)} of {plural(len(counted), 'promises')} {'was' if len(failed) == 1 else 'were'} broken."]
+        said = [f"{len(failed)} of {plural(len(counted), 'SLOs')} {'is' if len(failed) == 1 else 'are'} missed."]
     else:
-        said = [f"{len(open_)} of {plural(len(counted), 'promises')} could not be settled; none was broken."]
-    said += [f"{verdict.title} ({verdict.requirement}): {verdict.reason}" for verdict in failed + open_]
+        said = [f"{len(open_)} of {plural(len(counted), 'SLOs')} could not be decided; none is missed."]
+    for one in failed + open_:
+        load = f"{one.mode.value}, " if one.mode else ""
+        said.append(f"{one.title} ({load}{one.requirement}): {one.reason}")
     idle = len(verdicts) - len(counted)
     if idle:
-        said.append(f"{plural(idle, 'promises')} {'is' if idle == 1 else 'are'} about other loads and not counted.")
+        said.append(f"{plural(idle, 'SLOs')} {'is' if idle == 1 else 'are'} about other loads and not counted.")
     return said
 
 
-def conclusion(verdicts: Collection[Verdict], findings: Sequence[Finding]) -> Passage:
-    """Return the conclusion: one word, then the sentences that support it."""
-    word, (first, *rest) = heading(verdicts, findings), sentences(verdicts, findings)
+def _finding_sentence(finding: Finding, folders: Mapping[str, str]) -> str:
+    """Return a finding with the folder that it is about; mixed measurements name all of theirs."""
+    if finding.fault is not Fault.MIXED_MEASUREMENTS or finding.rows:
+        where = folders.get(finding.measurement_id, finding.measurement_id[:ID_SHOWN])
+        return f"{where}: {finding.detail}"
+    by_short = {name[:ID_SHOWN]: folder for name, folder in folders.items()}
+    if not by_short:
+        return finding.detail
+    return re.sub("|".join(map(re.escape, by_short)), lambda found: by_short[found[0]], finding.detail)
+
+
+def conclusion(
+    verdicts: Collection[Verdict], findings: Sequence[Finding], folders: Mapping[str, str] | None = None
+) -> Passage:
+    """Return the conclusion: one word, then the sentences that support it (see `sentences`)."""
+    word, (first, *rest) = heading(verdicts, findings), sentences(verdicts, findings, folders)
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in rest)
     markup = (
         f'<div class="conclusion {word.lower()}"><p><strong class="chip {word.lower()}">{word}</strong> '
         f"{html.escape(first)}</p>{f'<ul>{items}</ul>' if items else ''}</div>"
     )
-    return Passage(markup, "\n".join([f"{word}. {first}", *rest]))
+    return Passage(unbroken(markup), "\n".join([f"{word}. {first}", *rest]))
+
+
+def unbroken(text: str) -> str:
+    """Return the text with no line break possible between a number and its unit, or a heading's last word and its."""
+    return re.sub(r"(?:(?<=\d)|(?<=\w,)) (?=(?:ms|s|%)(?!\w))", "\u00a0", text)
+
+
+class VerdictRow(NamedTuple):
+    """One verdict as every reader gets it: on a page, in Markdown, in a terminal."""
+
+    verdict: str  # without its mark
+    slo: str  # its title and the load on which it was judged
+    required: str
+    measured: str
+    bounds: str
+    sample: str
+
+
+VERDICT_COLUMNS = VerdictRow("Verdict", "SLO", "Required", "Measured", "95 % bounds", "Sample")
+
+
+def verdict_row(one: Verdict) -> VerdictRow:
+    """Return the cells of a verdict."""
+    return VerdictRow(
+        one.verdict.value.replace("_", " "),
+        one.title + (f" ({one.mode.value})" if one.mode else ""),
+        one.requirement,
+        measured_text(one),
+        bounds_text(one),
+        sample_text(one),
+    )
 
 
 def verdicts(found: Collection[Verdict]) -> Styler:
-    """Lay out the verdicts: what was promised, what the samples prove, and why."""
-    frame = pd.DataFrame(
-        {
-            "Verdict": [f"{MARKS[one.verdict]} {one.verdict.value.replace('_', ' ')}" for one in found],
-            "Promise": [one.title + (f" ({one.mode.value})" if one.mode else "") for one in found],
-            "Required": [one.requirement for one in found],
-            "Measured": [measured_text(one) for one in found],
-            "95 % bounds": [bounds_text(one.interval) for one in found],
-            "Sample": [sample_text(one) for one in found],
-            "Reason": [one.reason for one in found],
-        }
-    )
-    return _styled(frame, numeric=("Measured", "95 % bounds"))
+    """Lay out the verdicts: what is required, what the samples prove, and why."""
+    frame = pd.DataFrame([verdict_row(one) for one in found])
+    frame.columns = pd.Index(VERDICT_COLUMNS)
+    frame["Verdict"] = [f"{MARKS[one.verdict]}\u00a0{verdict_row(one).verdict}" for one in found]
+    frame["Reason"] = [one.reason for one in found]
+    return _styled(frame, numeric=())
 
 
 def latencies(data: Dataset) -> Styler:
@@ -116,7 +170,7 @@ def latencies(data: Dataset) -> Styler:
             interval = "" if pd.isna(one["lower_ms"]) else f" ({_cell(one['lower_ms'])} to {_cell(one['upper_ms'])})"
             row[f"p{one['q'] * 100:g}, ms"] = value + interval
         refused = group["refusal"].dropna()
-        row["No interval"] = "" if refused.empty else _capital(str(refused.iloc[-1]))
+        row["Why no interval"] = "" if refused.empty else _capital(str(refused.iloc[-1]))
         rows.append(row)
     return _styled(pd.DataFrame(rows), numeric=("Requests", "Failed", "Mean, ms", "p50, ms", "p95, ms", "p99, ms"))
 
@@ -126,14 +180,14 @@ def runs(data: Dataset) -> Styler:
     frame = tables.run_frame(data)
     shown = pd.DataFrame(
         {
-            "Measurement": frame["measurement_id"],
+            "Measurement": frame["measurement_id"].str.slice(0, ID_SHOWN),
             "Runs": frame["runs"],
             "Count": frame["count"].map(_cell),
             "Completed": frame["completed"].map(_cell),
             "Ended otherwise": frame["ended_otherwise"].map(_cell),
             "Never seen finished": frame["never_seen_finished"].map(_cell),
-            "Median completion as polled, s": frame["completion_s"].map(_cell),
-            "By the service's clock, ms": frame["server_completion_ms"].map(_cell),
+            "Median completion as polled, ms": frame["completion_ms_median"].map(_cell),
+            "Median by the service's clock, ms": frame["server_completion_ms_median"].map(_cell),
             "Ticks per run": frame["ticks_per_run"].map(_cell),
             "Events per run": frame["events_per_run"].map(_cell),
         }
@@ -185,13 +239,14 @@ def measurements(data: Dataset) -> Styler:
     frame = tables.measurement_frame(data)
     shown = pd.DataFrame(
         {
-            "Measurement": frame["measurement_id"],
+            "Samples": list(data.folders),
+            "Start, UTC": frame["started_at"].dt.strftime("%Y-%m-%d %H:%M:%S"),
             "Load": frame["mode"],
             "Requests": frame["requests"].map(_cell),
             "Runs": frame["runs"].map(_cell),
             "Duration, s": frame["duration_s"].map(_cell),
             "Attempt": frame["attempt"].map(_cell),
-            "Commit": frame["commit"].fillna("unknown").str.slice(0, 12),
+            "Commit": frame["commit"].fillna("unknown").map(short_commit),
             "Quota revision": frame["quota_revision"].map(_cell),
             "Machine": frame["cpu_count"].map(_cell) + " x " + frame["cpu"],
         }
@@ -200,34 +255,41 @@ def measurements(data: Dataset) -> Styler:
 
 
 def measured_text(verdict: Verdict) -> str:
-    """Return what was measured, with its unit."""
+    """Return what was measured, named and with its unit."""
     if verdict.measured is None:
         return "—"
-    if verdict.statistic == "error_share":
+    if verdict.statistic is Statistic.ERROR_SHARE:
         return percent(verdict.measured)
-    aside = "".join(f" ({name} {number(value)})" for name, value in verdict.shown.items() if value is not None)
-    return with_unit(verdict.measured, verdict.unit) + aside
+    named = f"{verdict.statistic.value} " if verdict.statistic.is_latency else ""
+    aside = "".join(
+        f" ({name} {with_unit(value, verdict.unit)})" for name, value in verdict.shown.items() if value is not None
+    )
+    return named + with_unit(verdict.measured, verdict.unit) + aside
 
 
-def bounds_text(interval: Interval | None) -> str:
-    """Return both bounds with their unit, and of what they are where it is not the statistic itself."""
+def bounds_text(verdict: Verdict) -> str:
+    """Return of what the bounds are, and both with their unit; a p95's are of the share of slow requests."""
+    interval = verdict.interval
     if interval is None:
         return "—"
+    if interval.lower == interval.upper and interval.unit == "requests":
+        return "counted"
     if interval.unit == "share":
         ends = f"{percent(interval.lower or 0.0)} to {percent(1.0 if interval.upper is None else interval.upper)}"
-        return f"{ends} slow" if "slow" in interval.of else ends
-    if interval.lower == interval.upper:
-        return "counted"
-    return f"{number(interval.lower)} to {with_unit(interval.upper, interval.unit)}"
+        is_quantile = verdict.statistic.q is not None
+        return f"slow {ends}, allowed {percent(interval.limit)}" if is_quantile else f"errors {ends}"
+    ends = f"{number(interval.lower)} to {with_unit(interval.upper, interval.unit)}"
+    return f"{BOUNDED[verdict.statistic]} {ends}"
 
 
 def sample_text(verdict: Verdict) -> str:
-    """Return the size of the sample, and what it is worth where that is less."""
+    """Return the size of the sample, and its effective size for this statistic where that is less."""
     if not verdict.sample_size:
         return "—"
-    size = plural(verdict.sample_size, verdict.sample_unit)
-    worth = verdict.effective_size
-    return size if worth is None or round(worth) >= verdict.sample_size else f"{size}, worth {worth:.0f}"
+    size, effective = plural(verdict.sample_size, verdict.sample_unit), verdict.effective_size
+    if effective is None or round(effective) >= verdict.sample_size:
+        return size
+    return f"{size}, effective {effective:.0f} for the {BOUNDED.get(verdict.statistic, verdict.statistic.value)}"
 
 
 def _cell(value: float | None) -> str:
@@ -247,10 +309,12 @@ def _styled(frame: pd.DataFrame, numeric: Sequence[str]) -> Styler:
         if column in classes:
             classes[column] = "number"
     if "Verdict" in frame:
-        words = frame["Verdict"].str.split(" ", n=1).str[1]
+        words = frame["Verdict"].str.split("\u00a0", n=1).str[1]
         classes["Verdict"] = "verdict " + words.str.lower().str.replace(" ", "-")
     if "Reason" in frame:
         classes["Reason"] = "wide"
+    if "Samples" in frame:
+        classes["Samples"] = "name"
     rules: list[CSSDict] = [
         {"selector": "td, th", "props": "text-align: left; vertical-align: top;"},
         {"selector": "td.number", "props": "text-align: right; font-variant-numeric: tabular-nums;"},
@@ -260,6 +324,13 @@ def _styled(frame: pd.DataFrame, numeric: Sequence[str]) -> Styler:
         for place, column in enumerate(frame.columns)
         if column in numeric
     ]
+    # On a narrow screen each row becomes a block of its own, whose cells say what they are.
+    rules += [
+        {"selector": f"td.col{place}", "props": f'--label: "{column}";'} for place, column in enumerate(frame.columns)
+    ]
+    frame = frame.map(lambda cell: unbroken(cell) if isinstance(cell, str) else cell)
+    frame.columns = pd.Index([unbroken(column) for column in frame.columns])
+    classes.columns = frame.columns
     styler = Styler(frame, cell_ids=False, uuid=_fingerprint(frame)).hide(axis="index")
     styler = styler.set_table_attributes('class="table"').format(escape="html").set_td_classes(classes)
     return styler.set_table_styles(rules)

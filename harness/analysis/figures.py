@@ -7,6 +7,8 @@ shows (`alt`), with the same numbers as the tables.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Collection, Iterable
 
 import numpy as np
@@ -14,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from harness.analysis import tables
 from harness.analysis.dataset import Dataset, waited_ms
 from harness.analysis.dependence import Floats
 from harness.analysis.drawing import (
@@ -33,8 +36,8 @@ from harness.analysis.drawing import (
     scale_log,
 )
 from harness.analysis.quantiles import quantile
-from harness.analysis.slo import Measure, Slo, Statistic, Status, Verdict, number, percent, plural
-from harness.sample import Endpoint
+from harness.analysis.slo import Measure, Slo, Statistic, Status, Verdict, number, percent, plural, with_unit
+from harness.sample import Endpoint, Mode
 
 PARTS = {
     "server_db_ms": ("database", "#0072B2", ""),
@@ -45,77 +48,116 @@ PARTS = {
 }
 """Server-Timing's parts, which add up to the service's share; the rest is what the client waited beyond them."""
 
-TAIL_TICKS = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
+EDGE = 1.6
+"""How far beyond an SLO's limit is drawn; what lies further is an arrow at the edge."""
+
+OFF_SCALE_MS = 1e9
+"""Above every latency: as far as the corner that an SLO forbids is drawn."""
+
+TAIL_TICKS = (0.5, 0.95, 0.99, 0.999, 0.9999, 0.99999)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The samples of one endpoint under one load: never mixed with another's in one curve."""
+
+    name: str  # "create", or "create (burst)" beside another load
+    mode: Mode
+    endpoint: Endpoint
+    samples: pd.DataFrame  # in the order in which they were due
+
+
+def views_of(data: Dataset) -> list[View]:
+    """Return what there is to draw, load by load in the order of the scenario."""
+    modes = [mode for mode in Mode if any(manifest.mode == mode for manifest in data.manifests)]
+    views = []
+    for mode in modes:
+        part = data.of_modes([mode])
+        asked = set(part.samples["endpoint"])
+        aside = f" ({mode.value})" if len(modes) > 1 else ""
+        views += [
+            View(endpoint.value + aside, mode, endpoint, part.of_endpoint(endpoint))
+            for endpoint in Endpoint
+            if endpoint.value in asked
+        ]
+    return views
 
 
 def percentiles(data: Dataset, slos: Iterable[Slo]) -> Drawing:
-    """Draw each endpoint's latency at every percentile, the tail stretched (HdrHistogram's plot), beside its promise.
+    """Draw each endpoint's latency at every percentile, the tail stretched (HdrHistogram's plot), beside its SLO.
 
-    The grey corner is what a percentile promise forbids: the curve keeps the promise as long as it stays out of it.
+    The grey corner is what an SLO of a percentile forbids: it is met as long as the curve stays out of it.
     """
-    endpoints = _endpoints(data)
-    figure, axes = new_figure(1, max(len(endpoints), 1), height=3.3, sharey=True)
-    said = []
-    for axis, endpoint in zip(axes, endpoints, strict=False):
-        waited = np.sort(waited_ms(data.of_endpoint(endpoint)))
-        own = [slo for slo in slos if slo.endpoint is endpoint and slo.measure is Measure.LATENCY]
-        _percentile_panel(axis, endpoint, waited, own)
+    views = views_of(data)
+    columns = max(1, min(len(views), 3))
+    rows = max(1, math.ceil(len(views) / columns))
+    figure, axes = new_figure(rows, columns, height=2.9 * rows + 0.4, sharey=True)
+    said, low, high = [], [], []
+    for axis, view in zip(axes, views, strict=False):
+        waited = np.sort(waited_ms(view.samples))
+        own = [one for one in slos if one.endpoint is view.endpoint and one.measure is Measure.LATENCY]
+        own = [one for one in own if view.mode in one.modes]
+        answered = waited[np.isfinite(waited)]
+        low.append(float(answered[0]) if len(answered) else 1.0)
+        high.append(max([float(answered[-1]) if len(answered) else 1.0, *(one.limit for one in own)]))
+        _percentile_panel(axis, view, waited, own)
         text = ", ".join(f"p{q * 100:g} {_or_failed(quantile(waited, q))}" for q in (0.5, 0.95, 0.99))
-        said.append(f"{endpoint.value} ({plural(len(waited), 'requests')}): {text}")
-    if endpoints:
-        axes[0].set_ylabel("waited, ms (log scale)")
+        said.append(f"{view.name} ({plural(len(waited), 'requests')}): {text}")
+    for axis in axes[len(views) :]:
+        axis.set_axis_off()
+    if views:
+        axes[0].set_ylim(min(low) / 2.0, max(high) * 2.2)  # shared by all panels
+        for axis in axes[::columns]:
+            axis.set_ylabel("waited, ms (log scale)")
     else:
         axes[0].text(0.5, 0.5, "no request was recorded", ha="center", transform=axes[0].transAxes)
     return finish(figure, "Latency by percentile", f"Latency at each percentile. {'; '.join(said) or 'No request'}.")
 
 
-def _percentile_panel(axis: Axes, endpoint: Endpoint, waited: Floats, slos: Collection[Slo]) -> None:
-    """Draw one endpoint's curve with its promises."""
-    n = len(waited)
+def _percentile_panel(axis: Axes, view: View, waited: Floats, slos: Collection[Slo]) -> None:
+    """Draw one endpoint's curve with its SLOs."""
+    n, colour = len(waited), colour_of(view.endpoint)
     answered = waited[np.isfinite(waited)]
     most = max(2.0 * n, 20.0)
     axis.set_xscale("log")
     axis.set_yscale("log")
     # The i-th of n sorted values is the quantile of every q in ((i-1)/n, i/n]: a step, drawn against 1 / (1 - q).
-    reached = 1.0 / (1.0 - np.arange(len(answered)) / n)
-    axis.plot([*reached, most if len(answered) == n else 1.0 / (1.0 - len(answered) / n)],
-              [*answered, answered[-1]] if len(answered) else [], color=colour_of(endpoint), lw=2,
-              drawstyle="steps-post") if len(answered) else None  # fmt: skip
-    top = max([float(answered[-1]) if len(answered) else 1.0, *(slo.limit for slo in slos)]) * 2.2
-    bottom = (float(answered[0]) if len(answered) else 1.0) / 2.0
+    if len(answered):
+        starts = 1.0 / (1.0 - np.arange(len(answered)) / n)
+        end = most if len(answered) == n else 1.0 / (1.0 - len(answered) / n)
+        axis.plot([*starts, end], [*answered, answered[-1]], color=colour, lw=2, drawstyle="steps-post")
     for slo in slos:
         if slo.statistic.q is not None:
-            axis.fill_between([1.0, 1.0 / (1.0 - slo.statistic.q)], slo.limit, top * 10, color=PALE, lw=0, zorder=0)
+            axis.fill_between([1.0, 1.0 / (1.0 - slo.statistic.q)], slo.limit, OFF_SCALE_MS, color=PALE, lw=0, zorder=0)
             edge = 1.0 / (1.0 - slo.statistic.q)
-            axis.plot([1.0, edge, edge], [slo.limit, slo.limit, top * 10], color=INK, lw=1, ls="--")
+            axis.plot([1.0, edge, edge], [slo.limit, slo.limit, OFF_SCALE_MS], color=INK, lw=1, ls="--")
         elif slo.statistic is Statistic.MEAN:
             axis.axhline(slo.limit, color=INK, lw=1, ls=":")
             if len(answered):
-                axis.axhline(float(answered.mean()), color=colour_of(endpoint), lw=1, ls=":")
+                axis.axhline(float(answered.mean()), color=colour, lw=1, ls=":")
                 axis.text(most * 0.92, float(answered.mean()) / 1.12, f"mean {milliseconds(float(answered.mean()))}",
-                          va="top", ha="right", color=colour_of(endpoint), size=8)  # fmt: skip
+                          va="top", ha="right", color=colour, size=8)  # fmt: skip
         axis.text(1.15, slo.limit * 1.1, slo.requirement, va="bottom", color=INK, size=8)
     if len(answered) < n:
         axis.text(0.98, 0.03, f"{plural(n - len(answered), 'requests')} failed", ha="right", color=RED, size=8,
                   transform=axis.transAxes)  # fmt: skip
     axis.set_xlim(1.0, most)
-    axis.set_ylim(bottom, top)
     ticks = [q for q in TAIL_TICKS if 1.0 / (1.0 - q) <= most]
     axis.xaxis.set_major_locator(FixedLocator([1.0 / (1.0 - q) for q in ticks]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"p{(1.0 - 1.0 / x) * 100:.5g}"))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y)))
-    name_panel(axis, f"{endpoint.value}, {plural(n, 'requests')}", colour_of(endpoint))
+    name_panel(axis, f"{view.name}, {plural(n, 'requests')}", colour)
 
 
 def latency_over_time(data: Dataset) -> Drawing:
     """Draw each request at the moment it was due, one band per endpoint; crosses at the top are failures."""
-    endpoints = _endpoints(data)
-    figure, axes = new_figure(max(len(endpoints), 1), 1, height=1.25 * max(len(endpoints), 1) + 0.8, sharex=True)
+    views = views_of(data)
+    figure, axes = new_figure(max(len(views), 1), 1, height=1.25 * max(len(views), 1) + 0.8, sharex=True)
     said = []
-    for axis, endpoint in zip(axes, endpoints, strict=False):
-        rows = data.of_endpoint(endpoint)
+    for axis, view in zip(axes, views, strict=False):
+        rows, endpoint = view.samples, view.endpoint
         waited, at_s = waited_ms(rows), seconds_since_start(data, rows, "intended_at_ns")
         good = np.isfinite(waited)
         axis.set_yscale("log")
@@ -129,33 +171,32 @@ def latency_over_time(data: Dataset) -> Drawing:
         low, high = (float(waited[good].min()), float(waited[good].max())) if good.any() else (1.0, 10.0)
         axis.set_ylim(low / 1.8, max(high, low * 4.0) * 2.2)
         scale_log(axis.yaxis)
-        name_panel(axis, f"{endpoint.value}, ms", colour_of(endpoint))
+        name_panel(axis, f"{view.name}, ms", colour_of(endpoint))
         said.append(
-            f"{endpoint.value}: {plural(int(good.sum()), 'requests')} between {milliseconds(low)} and "
+            f"{view.name}: {plural(int(good.sum()), 'requests')} between {milliseconds(low)} and "
             f"{milliseconds(high)}, {plural(int((~good).sum()), 'failures')}"
         )
-    axes[-1].set_xlabel("seconds since the measurement began")
+    axes[-1].set_xlabel("seconds since the first request")
     axes[-1].set_xlim(*_time_limits(data))
     return finish(figure, "Latency over time", f"Latency of each request over time. {'; '.join(said) or 'No request'}.")
 
 
 def server_timing(data: Dataset) -> Drawing:
     """Draw where a mean request's time went: the service's own parts (Server-Timing), then everything outside of it."""
-    endpoints = [one for one in _endpoints(data) if not _parts_of(data, one).empty]
-    figure, (axis,) = new_figure(1, 1, height=0.55 * max(len(endpoints), 1) + 1.25)
+    timed = [(view, parts) for view in views_of(data) if not (parts := _parts_of(view.samples)).empty]
+    figure, (axis,) = new_figure(1, 1, height=0.55 * max(len(timed), 1) + 1.25)
     said = []
-    for row, endpoint in enumerate(endpoints):
-        parts, left = _parts_of(data, endpoint), 0.0
+    for row, (view, parts) in enumerate(timed):
+        left = 0.0
         for name, (_, colour, hatch) in PARTS.items():
             axis.barh(row, parts[name], left=left, color=colour, hatch=hatch, edgecolor="white", lw=0.8, height=0.62)
             left += float(parts[name])
         axis.text(left, row, f"  {milliseconds(left)}", va="center", color=INK, size=9)
         words = ", ".join(f"{PARTS[name][0]} {milliseconds(float(parts[name]))}" for name in PARTS)
-        said.append(f"{endpoint.value} {milliseconds(left)}: {words}")
-    if endpoints:
-        longest = max(float(_parts_of(data, one).sum()) for one in endpoints)
-        axis.set_xlim(0, longest * 1.12)
-        axis.set_yticks(range(len(endpoints)), [one.value for one in endpoints])
+        said.append(f"{view.name} {milliseconds(left)}: {words}")
+    if timed:
+        axis.set_xlim(0, max(float(parts.sum()) for _, parts in timed) * 1.12)
+        axis.set_yticks(range(len(timed)), [view.name for view, _ in timed])
         axis.invert_yaxis()
         handles = [axis.barh(0, 0, color=c, hatch=h, edgecolor="white", label=label) for label, c, h in PARTS.values()]
         axis.legend(handles=handles, ncols=len(PARTS), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False,
@@ -169,10 +210,10 @@ def server_timing(data: Dataset) -> Drawing:
     return finish(figure, "Where the time went", f"Mean time per request by part. {text}.")
 
 
-def _parts_of(data: Dataset, endpoint: Endpoint) -> pd.Series:
-    """Return the mean of each part in ms over the endpoint's requests that carry all of them; empty when none does."""
+def _parts_of(samples: pd.DataFrame) -> pd.Series:
+    """Return the mean of each part in ms over the requests that carry all of them; empty when none does."""
     names = [name for name in PARTS if name != "rest"]
-    known = data.of_endpoint(endpoint)[[*names, "service_ms"]].dropna().astype(np.float64)
+    known = samples[[*names, "service_ms"]].dropna().astype(np.float64)
     if known.empty:
         return pd.Series(dtype=np.float64)
     means = known.mean()
@@ -201,41 +242,62 @@ def resources(data: Dataset) -> Drawing:
             axis.plot(at_s, values, color=colour, ls=style, lw=1.6, marker="o", ms=2.6)
             if label:
                 axis.text(right, 1.06, label, color=colour, ha="right", size=8.5, transform=axis.transAxes)
-                right -= 0.0088 * len(label) + 0.02  # a letter is about so wide
+                right -= 0.0078 * len(label) + 0.02  # a letter is about so wide
             said.append(f"{label or title}: mean {number(float(values.mean()))}, most {number(float(values.max()))}")
         name_panel(axis, title)
         axis.set_ylim(0.0, max(1.0, axis.get_ylim()[1]) * 1.1)
     if not told:
         axes[0].text(0.5, 0.5, "no resources were recorded", ha="center", transform=axes[0].transAxes)
-    axes[-1].set_xlabel("seconds since the measurement began")
+    axes[-1].set_xlabel("seconds since the first request")
     axes[-1].set_xlim(*_time_limits(data))
     return finish(figure, "The machine meanwhile", f"Resources once a second. {'; '.join(said) or 'None recorded'}.")
 
 
-def promises(verdicts: Collection[Verdict]) -> Drawing:
-    """Draw how much of each promise's limit is used up, with its bounds: left of the line is kept, right is broken."""
+def limits_used(verdicts: Collection[Verdict]) -> Drawing:
+    """Draw how much of each SLO's limit is used up, with its bounds: left of the line is met, right is missed."""
     shown = [one for one in verdicts if one.interval is not None and one.interval.limit > 0.0]
-    figure, (axis,) = new_figure(1, 1, height=0.42 * max(len(shown), 1) + 1.1)
+    figure, (axis,) = new_figure(1, 1, height=0.48 * max(len(shown), 1) + 1.1)
     said = []
     for row, verdict in enumerate(shown):
         low, middle, high = _used(verdict)
         colour = {Status.PASS: "#0072B2", Status.FAIL: RED}.get(verdict.verdict, GREY)
-        axis.plot([low, min(high, 1.6)], [row, row], color=colour, lw=4, solid_capstyle="butt", alpha=0.45)
-        if high > 1.6:  # beyond the edge of the drawing
-            axis.plot([1.585], [row], color=colour, marker=">", ms=7)
         marker = {Status.PASS: "o", Status.FAIL: "X"}.get(verdict.verdict, "d")
-        axis.plot([min(middle, 1.6)], [row], color=colour, marker=marker, ms=7)
-        said.append(f"{verdict.title}: {percent(middle)} of the limit used, {verdict.verdict.value}")
+        axis.plot([min(low, EDGE), min(high, EDGE)], [row, row], color=colour, lw=4, solid_capstyle="butt", alpha=0.45)
+        axis.plot(
+            [min(middle, EDGE)], [row], color=colour, marker=marker if middle < EDGE else ">", ms=7, clip_on=False
+        )
+        if high > EDGE > middle:
+            axis.plot([EDGE], [row], color=colour, marker=">", ms=7, clip_on=False)
+        axis.text(1.03, row, _of_limit(verdict), va="center", color=INK, size=8.5,
+                  transform=axis.get_yaxis_transform())  # fmt: skip
+        said.append(f"{_title(verdict, shown)}: {_of_limit(verdict)}, {verdict.verdict.value}")
     axis.axvline(1.0, color=INK, lw=1.2)
-    axis.set_xlim(0.0, 1.6)
+    axis.set_xlim(0.0, EDGE)
     axis.set_ylim(max(len(shown), 1) - 0.4, -0.6)
-    names = [f"{one.title}, {one.requirement}" for one in shown]
-    axis.set_yticks(range(len(shown)), names)
+    axis.set_yticks(range(len(shown)), [f"{_title(one, shown)}\n{one.requirement}" for one in shown])
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x * 100:.0f} %"))
-    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="y", length=0, pad=9)
     axis.grid(visible=False, axis="y")
     axis.set_xlabel("of the limit used: the point is the estimate, the bar its 95 % bounds")
-    return finish(figure, "How near each promise is", f"Share of each limit used. {'; '.join(said) or 'None judged'}.")
+    return finish(figure, "How near each SLO is", f"Share of each limit used. {'; '.join(said) or 'None judged'}.")
+
+
+def _of_limit(verdict: Verdict) -> str:
+    """Return the estimate beside its limit, such as "135 of 300 ms" or "0 % slow, 5 % allowed"."""
+    interval = verdict.interval
+    assert interval is not None  # noqa: S101 - the caller keeps those that have one
+    if interval.unit == "share":
+        what = "failed" if verdict.statistic is Statistic.ERROR_SHARE else "slow"
+        return f"{percent(interval.estimate)} {what}, {percent(interval.limit)} allowed"
+    if verdict.statistic is Statistic.PER_BUSY_SECOND:
+        return f"{with_unit(interval.estimate, interval.unit)}, at least {with_unit(interval.limit, interval.unit)}"
+    return f"{number(interval.estimate)} of {with_unit(interval.limit, interval.unit)}"
+
+
+def _title(verdict: Verdict, among: Collection[Verdict]) -> str:
+    """Return an SLO's title, with its load where that is judged beside another."""
+    several = len({one.mode for one in among}) > 1
+    return f"{verdict.title} ({verdict.mode.value})" if several and verdict.mode else verdict.title
 
 
 def _used(verdict: Verdict) -> tuple[float, float, float]:
@@ -251,8 +313,8 @@ def _used(verdict: Verdict) -> tuple[float, float, float]:
 
 
 def seconds_since_start(data: Dataset, rows: pd.DataFrame, column: str) -> Floats:
-    """Return each row's instant in seconds since its measurement began, shape (n_rows,)."""
-    starts = {manifest.measurement_id: manifest.clock.start.monotonic_ns for manifest in data.manifests}
+    """Return each row's instant in seconds since the first request of its measurement was due, shape (n_rows,)."""
+    starts = tables.first_request_ns(data)
     at_ns = rows[column].fillna(rows["done_at_ns"]) if "done_at_ns" in rows else rows[column]
     since = (at_ns - rows["measurement_id"].map(starts).astype("Int64")) / 1e9
     return since.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -260,15 +322,9 @@ def seconds_since_start(data: Dataset, rows: pd.DataFrame, column: str) -> Float
 
 def _time_limits(data: Dataset) -> tuple[float, float]:
     """Return the ends of the time axis in seconds: the longest measurement, with a little room."""
-    clocks = [manifest.clock for manifest in data.manifests]
-    longest = max((one.end.monotonic_ns - one.start.monotonic_ns) / 1e9 for one in clocks)
+    starts = tables.first_request_ns(data)
+    longest = max((one.clock.end.monotonic_ns - starts[one.measurement_id]) / 1e9 for one in data.manifests)
     return -0.02 * longest, 1.02 * longest
-
-
-def _endpoints(data: Dataset) -> list[Endpoint]:
-    """Return the endpoints that were asked for, in the order of the scenario."""
-    asked = set(data.samples["endpoint"])
-    return [endpoint for endpoint in Endpoint if endpoint.value in asked]
 
 
 def _or_failed(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Which judge answers which promise, and the judges of latencies and responses.
+"""Which judge answers which SLO, and the judges of latencies and responses.
 
 A failed request is never dropped: it was slower than any target, so it counts as slow, and it leaves a mean without
 an upper bound. `throughput` and `completion` judge what only a run's record can tell.
@@ -14,10 +14,12 @@ import pandas as pd
 from harness.analysis import completion, throughput
 from harness.analysis.dataset import GROUPED_BY_TRIAL, Dataset, counted_from_send, groups_of, waited_ms
 from harness.analysis.dependence import Bools, effective_size
+from harness.analysis.further import further_words
 from harness.analysis.means import MIN_UNITS, more_for_ratio, ratio_bounds
 from harness.analysis.quantiles import more_for_share, quantile, share_bounds
 from harness.analysis.slo import (
     Measure,
+    Op,
     Slo,
     Statistic,
     Status,
@@ -35,7 +37,7 @@ FROM_SEND = " Counted from sending; coordinated omission is not excluded."
 
 
 def judge_all(slos: Iterable[Slo], data: Dataset) -> tuple[Verdict, ...]:
-    """Judge each promise on each of its modes that was measured; those without one are listed as not applicable."""
+    """Judge each SLO on each of its modes that was measured; those without one are listed as not applicable."""
     verdicts: list[Verdict] = []
     for slo in slos:
         measured = [mode for mode in slo.modes if any(manifest.mode == mode for manifest in data.manifests)]
@@ -48,7 +50,7 @@ def judge_all(slos: Iterable[Slo], data: Dataset) -> tuple[Verdict, ...]:
 
 
 def _judge(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
-    """Judge one promise on the samples of one mode."""
+    """Judge one SLO on the samples of one mode."""
     judge: Callable[[Slo, Mode, Dataset], Verdict]
     if slo.measure is Measure.TICKS:
         judge = throughput.judge
@@ -82,17 +84,20 @@ def judge_mean(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     sums = np.bincount(groups, weights=waited).astype(np.float64)
     bounds = ratio_bounds(sums, counts)
     if bounds.lower is None or bounds.upper is None:
+        more = more_for_ratio(bounds, slo.limit)
         reason = f"{plural(bounds.units, unit)} say next to nothing about their spread; a bound needs {MIN_UNITS}."
         return verdict_of(
-            slo, mode, Status.INCONCLUSIVE, reason, measured=bounds.estimate, size=bounds.units, of=unit,
-            effective=bounds.effective, more=more_for_ratio(bounds, slo.limit), shown=shown,
+            slo, mode, Status.INCONCLUSIVE, reason + further_words(more, unit, bounds.units, mode, data),
+            measured=bounds.estimate, size=bounds.units, of=unit, effective=bounds.effective, more=more, shown=shown,
         )  # fmt: skip
     status = settle(slo.op, slo.limit, bounds.lower, bounds.upper)
     more = more_for_ratio(bounds, slo.limit) if status is Status.INCONCLUSIVE else None
     reason = (
         f"Mean {number(bounds.estimate)} ms over {plural(bounds.units, unit)}, with 95 % confidence "
-        f"{_side(status, bounds.lower, bounds.upper)}.{_more(status, more, unit)}"
+        f"{_side(status, bounds.lower, bounds.upper)}."
     )
+    if status is Status.INCONCLUSIVE:
+        reason += further_words(more, unit, bounds.units, mode, data)
     return verdict_of(
         slo, mode, status, reason + (FROM_SEND if counted_from_send(rows) else ""),
         measured=bounds.estimate, size=bounds.units, of=unit, effective=bounds.effective, more=more, shown=shown,
@@ -109,17 +114,19 @@ def judge_quantile(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     waited, unit = waited_ms(rows), f"{endpoint.value} requests"
     q = slo.statistic.q or 0.5
     allowed = round(1.0 - q, 9)
-    is_slow: Bools = np.array([not slo.op.holds(value, slo.limit) for value in waited], dtype=np.bool_)
+    is_slow: Bools = waited >= slo.limit if slo.op is Op.LT else waited > slo.limit
     effective = effective_size(is_slow, allowed, groups_of(rows), waited)
     lower, upper = share_bounds(is_slow, effective)
     status = Status.PASS if upper <= allowed else Status.FAIL if lower > allowed else Status.INCONCLUSIVE
     more = more_for_share(is_slow, effective, allowed) if status is Status.INCONCLUSIVE else None
     missed = "or longer" if slo.op.value == "lt" else "and more"
     reason = (
-        f"{int(is_slow.sum()):,} of {plural(len(rows), unit)} took {number(slo.limit)} ms {missed}; worth "
-        f"{effective:.0f} independent ones, they put the share of slow requests "
-        f"{_side(status, lower, upper, percent)}, and {percent(allowed)} are allowed.{_more(status, more, unit)}"
+        f"{int(is_slow.sum()):,} of {plural(len(rows), unit)} took {number(slo.limit)} ms {missed}; at an effective "
+        f"sample size of {effective:.0f}, the share of slow requests is {_side(status, lower, upper, percent)} with "
+        f"95 % confidence, and {percent(allowed)} are allowed."
     )
+    if status is Status.INCONCLUSIVE:
+        reason += further_words(more, unit, len(rows), mode, data)
     return verdict_of(
         slo, mode, status, reason + (FROM_SEND if counted_from_send(rows) else ""),
         measured=quantile(waited, q), size=len(rows), of=unit, effective=effective, more=more,
@@ -153,14 +160,16 @@ def judge_error_share(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     if rows.empty:
         return verdict_of(slo, mode, Status.INCONCLUSIVE, f"The {mode.value} samples hold no request at all.")
     is_failed: Bools = (rows["outcome"] != Outcome.OK.value).to_numpy(dtype=bool)
-    effective = effective_size(is_failed, slo.limit, groups_of(rows))
+    effective = effective_size(is_failed, slo.limit, groups_of(rows), waited_ms(rows))
     lower, upper = share_bounds(is_failed, effective)
     status = settle(slo.op, slo.limit, lower, upper)
     more = more_for_share(is_failed, effective, slo.limit) if status is Status.INCONCLUSIVE else None
     reason = (
-        f"{int(is_failed.sum()):,} of {plural(len(rows), 'requests')} failed; worth {effective:.0f} independent "
-        f"ones, they put the share of errors {_side(status, lower, upper, percent)}.{_more(status, more, 'requests')}"
+        f"{int(is_failed.sum()):,} of {plural(len(rows), 'requests')} failed; at an effective sample size of "
+        f"{effective:.0f}, the share of errors is {_side(status, lower, upper, percent)} with 95 % confidence."
     )
+    if status is Status.INCONCLUSIVE:
+        reason += further_words(more, "requests", len(rows), mode, data)
     share = float(is_failed.mean())
     return verdict_of(
         slo, mode, status, reason, measured=share, size=len(rows), of="requests", effective=effective, more=more,
@@ -180,15 +189,6 @@ def _side(status: Status, lower: float, upper: float, text: Callable[[float], st
     if status is Status.PASS:
         return f"below {words(upper)}"
     return f"above {words(lower)}" if status is Status.FAIL else f"between {words(lower)} and {words(upper)}"
-
-
-def _more(status: Status, more: int | None, unit: str) -> str:
-    """Return the sentence that says what would settle an open question."""
-    if status is not Status.INCONCLUSIVE:
-        return ""
-    if more is None:
-        return " No number of further samples like these would settle it."
-    return f" {plural(more, f'more {unit}')} like these would settle it."
 
 
 def _worst(outcomes: pd.Series, statuses: pd.Series) -> str:

@@ -59,10 +59,10 @@ def estimate_quantile(latency: Floats, q: float, groups: Ints) -> QuantileEstima
     effective = effective_size(latency > value, 1.0 - q, groups, latency)
     refusal = None
     if effective < MIN_EFFECTIVE:
-        refusal = f"worth {effective:.0f} independent requests, an interval needs {MIN_EFFECTIVE}"
+        refusal = f"effective sample size for the p{q * 100:g} is {effective:.0f}; an interval needs {MIN_EFFECTIVE}"
     elif effective * min(q, 1.0 - q) < MIN_EFFECTIVE_TAIL:
         need = math.ceil(MIN_EFFECTIVE_TAIL / min(q, 1.0 - q) - 1e-9)
-        refusal = f"worth {effective:.0f} independent requests, an interval of this quantile needs {need}"
+        refusal = f"effective sample size for the p{q * 100:g} is {effective:.0f}; its interval needs {need}"
     if refusal is not None:
         return QuantileEstimate(q, _finite(value), None, None, n, effective, refusal)
     alpha = (1.0 - CONFIDENCE) / 2.0

@@ -1,8 +1,8 @@
-"""The two words of every report: an Slo is a promise, a Verdict is what the samples prove about it.
+"""The two words of every report: an Slo is an objective, a Verdict is what the samples prove about it.
 
 A verdict has three values that count. PASS and FAIL are proofs at 95 % confidence each way; INCONCLUSIVE means that
-the samples carry neither, and says how many more would. A promise whose mode was not measured is NOT_APPLICABLE and
-does not count. `slofile` reads promises, `judges` makes verdicts, `verdictfile` keeps them.
+the samples carry neither, and says how many more would. An SLO whose mode was not measured is NOT_APPLICABLE and
+does not count. `slofile` reads SLOs, `judges` makes verdicts, `verdictfile` keeps them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.sample import Endpoint, Mode
 
 
 class Measure(enum.StrEnum):
-    """What a promise is about; decides the unit of its target."""
+    """What an SLO is about; decides the unit of its target."""
 
     LATENCY = "latency"  # what a caller of one endpoint waits, in milliseconds
     RESPONSES = "responses"  # what became of every planned request
@@ -38,6 +38,11 @@ class Statistic(enum.StrEnum):
     ERROR_SHARE = "error_share"  # of responses: failed over planned, 0.01 = 1 %
     PER_BUSY_SECOND = "per_busy_second"  # of ticks
     MAX = "max"  # of completion: a census of this sample, no inference
+
+    @property
+    def is_latency(self) -> bool:
+        """Say whether it is a statistic of latency: the mean or a quantile."""
+        return self is Statistic.MEAN or self.q is not None
 
     @property
     def q(self) -> float | None:
@@ -69,7 +74,7 @@ STATISTICS: dict[Measure, tuple[Statistic, ...]] = {
     Measure.TICKS: (Statistic.PER_BUSY_SECOND,),
     Measure.COMPLETION: (Statistic.MAX,),
 }
-"""Which statistics each measure has; anything else is refused when the file of promises is read."""
+"""Which statistics each measure has; anything else is refused when the file of SLOs is read."""
 
 OPS: dict[Measure, tuple[Op, ...]] = {
     Measure.LATENCY: (Op.LT, Op.LTE),
@@ -87,7 +92,7 @@ UNITS: dict[Measure, str] = {
 
 
 class Slo(msgspec.Struct, frozen=True):
-    """One promise."""
+    """One service level objective."""
 
     name: str  # unique in its file
     title: str  # what a person reads
@@ -97,7 +102,7 @@ class Slo(msgspec.Struct, frozen=True):
     statistic: Statistic
     op: Op
     target: float  # in the unit of its measure
-    margin: float  # share of the target by which it may be missed before the promise counts as broken; 0 = none
+    margin: float  # share of the target by which it may be missed before the SLO counts as missed; 0 = none
 
     @property
     def limit(self) -> float:
@@ -107,7 +112,7 @@ class Slo(msgspec.Struct, frozen=True):
 
     @property
     def requirement(self) -> str:
-        """Return the promise in short, such as "mean < 300 ms"."""
+        """Return the SLO in short, such as "mean < 300 ms"."""
         if self.statistic is Statistic.FAILED_COUNT and self.limit == 0.0:
             return "none failed"
         shares = self.statistic is Statistic.ERROR_SHARE
@@ -118,10 +123,10 @@ class Slo(msgspec.Struct, frozen=True):
 
 
 class Status(enum.StrEnum):
-    """What the samples prove about a promise."""
+    """What the samples prove about an SLO."""
 
-    PASS = "PASS"  # noqa: S105 - kept, with 95 % confidence
-    FAIL = "FAIL"  # broken, with 95 % confidence
+    PASS = "PASS"  # noqa: S105 - met, with 95 % confidence
+    FAIL = "FAIL"  # missed, with 95 % confidence
     INCONCLUSIVE = "INCONCLUSIVE"  # neither is proven by these samples
     NOT_APPLICABLE = "NOT_APPLICABLE"  # no sample set of its modes: does not count
 
@@ -138,9 +143,9 @@ class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the samples of one mode prove about one promise."""
+    """What the samples of one mode prove about one SLO."""
 
-    name: str  # of the promise
+    name: str  # of the SLO
     title: str
     mode: Mode | None  # the load judged; null when not applicable
     verdict: Status

@@ -71,8 +71,9 @@ def latency_frame(data: Dataset) -> pd.DataFrame:
     effective_size, refusal (why there is no interval).
     """
     rows: list[dict[str, object]] = []
-    for mode in sorted({manifest.mode for manifest in data.manifests}):
-        part = data.of_modes([Mode(mode)])
+    measured = {manifest.mode for manifest in data.manifests}
+    for mode in [mode for mode in Mode if mode.value in measured]:
+        part = data.of_modes([mode])
         for endpoint in Endpoint:
             samples = part.of_endpoint(endpoint)
             if samples.empty:
@@ -83,7 +84,7 @@ def latency_frame(data: Dataset) -> pd.DataFrame:
                 found = estimate_quantile(waited, q, groups_of(samples))
                 rows.append(
                     {
-                        "mode": mode,
+                        "mode": mode.value,
                         "endpoint": endpoint.value,
                         "requests": len(samples),
                         "failed": len(samples) - len(answered),
@@ -105,8 +106,8 @@ def latency_frame(data: Dataset) -> pd.DataFrame:
 def run_frame(data: Dataset) -> pd.DataFrame:
     """Return a row per measurement and kind of run (parents, children): how many, how they ended, what they did.
 
-    `completion_s` is the median over parents of the first moment at which polling saw the end; `server_completion_ms`
-    is the median by the service's own clock.
+    `completion_ms_median` is over parents, of the first moment at which polling saw the end;
+    `server_completion_ms_median` is by the service's own clock.
     """
     rows: list[dict[str, object]] = []
     for name, one in data.runs.groupby("measurement_id", sort=True):
@@ -126,13 +127,14 @@ def run_frame(data: Dataset) -> pd.DataFrame:
                     "completed": int((ended == "COMPLETED").sum()),
                     "ended_otherwise": int((ended != "COMPLETED").sum()),
                     "never_seen_finished": len(runs) - len(ended),
-                    "completion_s": rounded(middle) if np.isfinite(middle) else None,
-                    "server_completion_ms": rounded(quantile(own, 0.5)) if len(own) else None,
+                    "completion_ms_median": rounded(middle * 1e3) if np.isfinite(middle) else None,
+                    "server_completion_ms_median": rounded(quantile(own, 0.5)) if len(own) else None,
                     "ticks_per_run": _mean(runs["ticks"]),
                     "events_per_run": _mean(runs["events"]),
                 }
             )
-    types = dict.fromkeys(("completion_s", "server_completion_ms", "ticks_per_run", "events_per_run"), "Float64")
+    numbers = ("completion_ms_median", "server_completion_ms_median", "ticks_per_run", "events_per_run")
+    types = dict.fromkeys(numbers, "Float64")
     types |= dict.fromkeys(("count", "completed", "ended_otherwise", "never_seen_finished"), "Int64")
     types |= {"measurement_id": "string", "runs": "string"}
     columns = list(rows[0]) if rows else list(types)
@@ -140,14 +142,16 @@ def run_frame(data: Dataset) -> pd.DataFrame:
 
 
 def slowest_frame(data: Dataset, count: int) -> pd.DataFrame:
-    """Return the `count` requests that waited longest, failures first: where each was, and where its time went."""
+    """Return the `count` requests that waited longest, failures first: where each was, and where its time went.
+
+    `at_s` counts from the first request of its measurement.
+    """
     waited = waited_ms(data.samples)
     order = np.lexsort((np.arange(len(waited)), -waited))[: max(count, 0)]
     columns = ["endpoint", "run_key", "outcome", "status", "latency_ms", "service_ms"]
     columns += ["server_db_ms", "server_quota_ms", "server_publish_ms", "server_app_ms", "error"]
     rows = data.samples.iloc[order]
-    starts = {manifest.measurement_id: manifest.clock.start.monotonic_ns for manifest in data.manifests}
-    at_s = (rows["intended_at_ns"] - rows["measurement_id"].map(starts).astype("Int64")) / 1e9
+    at_s = (rows["intended_at_ns"] - rows["measurement_id"].map(first_request_ns(data)).astype("Int64")) / 1e9
     return rows[columns].assign(at_s=at_s).reset_index(drop=True)
 
 
@@ -165,6 +169,7 @@ def measurement_frame(data: Dataset) -> pd.DataFrame:
         {
             "measurement_id": manifest.measurement_id,
             "mode": manifest.mode,
+            "started_at": pd.Timestamp(manifest.clock.start.wall_ns, unit="ns", tz="UTC").floor("s"),
             "requests": int((data.samples["measurement_id"] == manifest.measurement_id).sum()),
             "runs": int((data.runs["measurement_id"] == manifest.measurement_id).sum()),
             "duration_s": rounded((manifest.clock.end.monotonic_ns - manifest.clock.start.monotonic_ns) / 1e9),
@@ -180,6 +185,18 @@ def measurement_frame(data: Dataset) -> pd.DataFrame:
     ]
     types = {"quota_revision": "Int64", "cpu_count": "Int64", "commit": "string"}
     return pd.DataFrame(rows).astype(types)
+
+
+def first_request_ns(data: Dataset) -> dict[str, int]:
+    """Return when the first request of each measurement was due: where its time begins for a reader.
+
+    Preparing a measurement takes seconds that belong to no request, so the manifest's own start would not do.
+    """
+    due = data.samples["intended_at_ns"].fillna(data.samples["sent_at_ns"])
+    first = due.groupby(data.samples["measurement_id"]).min().dropna().to_dict()
+    return {
+        one.measurement_id: int(first.get(one.measurement_id, one.clock.start.monotonic_ns)) for one in data.manifests
+    }
 
 
 def _mean(values: pd.Series) -> float | None:

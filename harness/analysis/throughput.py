@@ -17,6 +17,7 @@ import pandas as pd
 
 from harness.analysis.dataset import GROUPED_BY_TRIAL, Dataset
 from harness.analysis.dependence import Floats
+from harness.analysis.further import further_words
 from harness.analysis.means import MIN_UNITS, more_for_ratio, ratio_bounds
 from harness.analysis.slo import (
     Slo,
@@ -49,20 +50,22 @@ def judge(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     key = "trial" if grouped else "root_key"
     units = spans.groupby(["measurement_id", key], sort=False)[["ticks", "busy_s"]].sum()
     bounds = ratio_bounds(units["ticks"].to_numpy(dtype=np.float64), units["busy_s"].to_numpy(dtype=np.float64))
-    head = f"{int(spans['ticks'].sum()):,} ticks in {number(float(spans['busy_s'].sum()))} s with an unfinished run"
+    busy = f"{number(float(spans['busy_s'].sum()))} s"
+    head = f"{int(spans['ticks'].sum()):,} ticks in {busy} while a tick was due (some run was unfinished)"
     if bounds.lower is None or bounds.upper is None:
+        more = more_for_ratio(bounds, slo.limit)
         reason = f"{head}, but {plural(bounds.units, unit)} say next to nothing; a bound needs {MIN_UNITS}."
         return verdict_of(
-            slo, mode, Status.INCONCLUSIVE, reason, measured=bounds.estimate, size=bounds.units, of=unit,
-            effective=bounds.effective, more=more_for_ratio(bounds, slo.limit),
+            slo, mode, Status.INCONCLUSIVE, reason + further_words(more, unit, bounds.units, mode, data),
+            measured=bounds.estimate, size=bounds.units, of=unit, effective=bounds.effective, more=more,
         )  # fmt: skip
     lower = max(bounds.lower, 0.0)
     status = settle(slo.op, slo.limit, lower, bounds.upper)
     more = more_for_ratio(bounds, slo.limit) if status is Status.INCONCLUSIVE else None
     side = f"above {number(lower)}" if status is Status.PASS else f"between {number(lower)} and {number(bounds.upper)}"
     reason = f"{head}: {number(bounds.estimate)} per second, with 95 % confidence {side}."
-    if more is not None:
-        reason += f" {plural(more, f'more {unit}')} like these would settle it."
+    if status is Status.INCONCLUSIVE:
+        reason += further_words(more, unit, bounds.units, mode, data)
     if status is Status.FAIL:
         status, why = _blame(data)
         reason += why

@@ -42,6 +42,13 @@ LATENCY_TOLERANCE_MS = 0.001
 """What latency_ms may differ from done - intended by: floating point, no more."""
 
 
+ID_SHOWN = 8
+"""Characters of a measurement's id in a sentence, as many as its folder's name ends in."""
+
+COMMIT_SHOWN = 8
+"""Characters of a commit in a sentence."""
+
+
 class Fault(enum.StrEnum):
     """Why a measurement cannot be trusted."""
 
@@ -95,21 +102,36 @@ Found = Iterator[tuple[Fault, str, int]]
 
 def _mixed(data: Dataset) -> Iterator[Finding]:
     """Look across sets: one read twice, or repetitions that measured different systems."""
-    seen: dict[str, Manifest] = {}
-    first: dict[str, Manifest] = {}
+    seen: set[str] = set()
+    by_mode: dict[str, list[Manifest]] = {}
     for manifest in data.manifests:
         name = manifest.measurement_id
         if name in seen:
             yield Finding(Fault.DUPLICATE_ROWS, name, "The same measurement was given twice.", 0)
-        seen[name] = manifest
-        other = first.setdefault(manifest.mode, manifest)
-        for what in ("commit", "quota_revision"):
-            if getattr(manifest, what) != getattr(other, what):
-                detail = (
-                    f"Its {what.replace('_', ' ')} is {getattr(manifest, what)}, that of {other.measurement_id} is "
-                    f"{getattr(other, what)}: they are no repetitions of one {manifest.mode} measurement."
-                )
-                yield Finding(Fault.MIXED_MEASUREMENTS, name, detail, 0)
+        seen.add(name)
+        by_mode.setdefault(manifest.mode, []).append(manifest)
+    for mode, manifests in by_mode.items():
+        systems: dict[tuple[str | None, int | None], list[str]] = {}  # repetitions have the same
+        for manifest in manifests:
+            systems.setdefault((manifest.commit, manifest.quota_revision), []).append(manifest.measurement_id)
+        if len(systems) > 1:
+            told = "; ".join(_measured_on(names, *system) for system, names in systems.items())
+            detail = f"These are no repetitions of one {mode} measurement, judge them apart: {told}."
+            first_other = list(systems.values())[1][0]
+            yield Finding(Fault.MIXED_MEASUREMENTS, first_other, detail, 0)
+
+
+def _measured_on(names: list[str], commit: str | None, revision: int | None) -> str:
+    """Say in words which measurements were made on which system."""
+    sets = " and ".join(name[:ID_SHOWN] for name in names)
+    code = "an unknown commit" if commit is None else f"commit {short_commit(commit)}"
+    return f"{sets} on {code}, quota revision {'unknown' if revision is None else revision}"
+
+
+def short_commit(commit: str) -> str:
+    """Return a commit as short as git prints it, with its "-dirty"."""
+    name, dash, dirty = commit.partition("-")
+    return f"{name[:COMMIT_SHOWN]}{dash}{dirty}"
 
 
 def _incomplete(manifest: Manifest, *, partial: bool) -> Found:
@@ -224,6 +246,11 @@ def _outcomes(manifest: Manifest, samples: pd.DataFrame) -> Found:
         count = int(((samples["outcome"] == outcome.value) & wrong.astype(bool)).sum())
         if count:
             yield Fault.OUTCOME_MISMATCH, f"{plural(count, 'requests')} {words}.", count
+    strange = samples.loc[~samples["outcome"].isin([outcome.value for outcome in Outcome]), "outcome"]
+    if len(strange):
+        told = ", ".join(sorted({str(outcome) for outcome in strange})[:3])
+        detail = f"{plural(len(strange), 'requests')} ended in no outcome that is known: {told}."
+        yield Fault.OUTCOME_MISMATCH, detail, len(strange)
     unknown_end = (samples["outcome"] == Outcome.OK.value) & samples["done_at_ns"].isna() & ours
     if int(unknown_end.sum()):
         detail = f"{plural(int(unknown_end.sum()), 'requests')} are ok without a moment at which they were done."

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.api.answers import Health
 from service.db import Database
 from service.due import queue
 from service.errors import Unavailable
@@ -29,11 +30,11 @@ class Operations:
         self._database = database
         self._redis = client
 
-    async def livez(self, exchange: Exchange[None]) -> Answer:
+    async def livez(self, exchange: Exchange[None]) -> Answer[Health]:
         """Say that the process answers; nothing else is asked."""
         return answer_json({"status": "ok"})
 
-    async def readyz(self, exchange: Exchange[None]) -> Answer:
+    async def readyz(self, exchange: Exchange[None]) -> Answer[Health]:
         """Say whether requests can be served: PostgreSQL must answer; without Redis the service goes on, degraded."""
         asked = time.perf_counter()
         try:
@@ -48,7 +49,7 @@ class Operations:
             return answer_json({"status": "degraded", "redis": "unreachable"})
         return answer_json({"status": "ok", "redis": "ok"})
 
-    async def metrics(self, exchange: Exchange[None]) -> Answer:
+    async def metrics(self, exchange: Exchange[None]) -> Answer[str]:
         """Return the figures in Prometheus' text format; the queue's are read from the database at this moment."""
         asked = time.perf_counter()
         async with self._database.read() as connection:

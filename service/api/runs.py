@@ -1,27 +1,32 @@
-"""Runs: create, list, read, spawn a subrun, cancel. The snapshot that clients poll has a file of its own."""
+"""Runs: create, list, read, spawn a subrun, cancel, pause, resume. The snapshot that clients poll: `snapshot`."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.announce import Announcer
+from service.api.answers import Created, RunPage, RunView, Spawned
 from service.api.sight import RunFacts, Sight
 from service.api.wire import RUN_JSON
+from service.changes import GroupOptions
 from service.commits import Commits, Create, Spawn
+from service.control import pause_run, resume_run
 from service.db import Database
-from service.errors import Invalid, NotFound
+from service.errors import Invalid, Malformed, NotFound
 from service.exchange import Answer, Exchange, answer_json, field_headers, refuse_nul
 from service.families import cancel_run
 from service.grouping import Grouping
+from service.joins import FailurePolicy, JoinPolicy
+from service.ledger import Written
 from service.quota.inforce import Quotas
 from service.quota.limits import Limit, Quota
 from service.quota.rates import Rates
@@ -35,7 +40,13 @@ DEFAULT_PAGE, LARGEST_PAGE = 50, 200
 """Runs in one page of a list."""
 
 
+Control: TypeAlias = Callable[[AsyncConnection, uuid.UUID, str | None], Awaitable[Written]]
+"""Something that a caller does to one run, inside a transaction."""
+
 EMPTY_OBJECT = msgspec.Raw(b"{}")
+
+Metadata = Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"type": "object"})]
+"""A JSON object of the caller's own, passed on to the database as it was written."""
 
 
 class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -45,20 +56,20 @@ class CreateBody(msgspec.Struct, forbid_unknown_fields=True):
     agent_id: uuid.UUID
     input_text: str | None = None
     channel: str | None = None
-    metadata: msgspec.Raw = EMPTY_OBJECT
+    metadata: Metadata = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
     expected_subruns: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
     max_wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 60.0
 
 
 class SpawnOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """How a subrun joins its parent."""
+    """How a subrun joins its parent. What is left out is as the group has it, or the default when it has nobody yet."""
 
-    join_policy: str = "WAIT_ALL"
-    quorum: int | None = None
-    timeout_seconds: float | None = None
-    failure_policy: str = "FAIL_FAST"
+    join_policy: JoinPolicy | None = None
+    quorum: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = None
+    failure_policy: FailurePolicy | None = None
     group_id: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
-    metadata: msgspec.Raw = EMPTY_OBJECT
+    metadata: Metadata = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
 
 
 class SpawnBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -107,11 +118,12 @@ class Runs:
         self._agents = agents
         self._agent_reads: Grouping[uuid.UUID, KnownAgent] = Grouping(self._read_agents, lanes=2)
 
-    async def create(self, exchange: Exchange[CreateBody]) -> Answer:
+    async def create(self, exchange: Exchange[CreateBody]) -> Answer[Created]:
         """Accept a run."""
         body = exchange.body
         quota = await self._admit(exchange)
         key = _idempotency_key(exchange)
+        metadata = _metadata(body.metadata, "metadata")
         asked = time.perf_counter()
         fields = await self._rates.take(body.workspace_id, quota.rates, Limit.RUN_CREATION)
         exchange.quota_ms = (time.perf_counter() - asked) * 1e3
@@ -121,12 +133,12 @@ class Runs:
                 body.agent_id,
                 body.input_text or "",
                 body.channel or "",
-                _metadata(body.metadata, "metadata"),
+                metadata,
                 body.expected_subruns,
                 body.max_wait_seconds,
                 quota,
                 key,
-                hashlib.sha256(exchange.body_bytes).digest() if key is not None else b"",
+                exchange.body_bytes if key is not None else b"",
             )
         )
         exchange.db_ms += accepted.db_ms
@@ -143,12 +155,14 @@ class Runs:
             field_headers(fields),
         )
 
-    async def spawn(self, exchange: Exchange[SpawnBody]) -> Answer:
+    async def spawn(self, exchange: Exchange[SpawnBody]) -> Answer[Spawned]:
         """Accept a subrun of a run; it uses the parent's agent."""
         run_id = exchange.path_id("run_id", "run")
-        options = _require_supported(exchange.body.options or SpawnOptions())
+        options = exchange.body.options or SpawnOptions()
+        metadata = _metadata(options.metadata, "options.metadata")
         facts = await self._sight.find(exchange.caller, run_id)
         quota = await self._quotas.of(facts.workspace_id)
+        _require_reachable(options.quorum, quota)
         asked = time.perf_counter()
         fields = await self._rates.take(facts.workspace_id, quota.rates, Limit.SUBRUN_SPAWN)
         exchange.quota_ms = (time.perf_counter() - asked) * 1e3
@@ -158,9 +172,10 @@ class Runs:
                 facts.workspace_id,
                 facts.agent_id,
                 exchange.body.input_text or "",
-                _metadata(options.metadata, "options.metadata"),
+                metadata,
                 options.group_id,
                 quota,
+                GroupOptions(options.join_policy, options.failure_policy, options.quorum, options.timeout_seconds),
             )
         )
         exchange.db_ms, exchange.publish_ms = accepted.db_ms, accepted.publish_ms
@@ -175,25 +190,37 @@ class Runs:
             field_headers(fields),
         )
 
-    async def get(self, exchange: Exchange[None]) -> Answer:
+    async def get(self, exchange: Exchange[None]) -> Answer[RunView]:
         """Return one run."""
         run_id = exchange.path_id("run_id", "run")
         await self._sight.find(exchange.caller, run_id)
         return Answer((await self._read(exchange, run_id)).encode())
 
-    async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer:
+    async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
         """End a run and all its descendants."""
+        return await self._control(exchange, cancel_run, "cancelled by a caller")
+
+    async def pause(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
+        """Stop a run, and not its subruns."""
+        return await self._control(exchange, pause_run, "paused by a caller")
+
+    async def resume(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
+        """Let a paused run go on from where it was paused."""
+        return await self._control(exchange, resume_run, "resumed by a caller")
+
+    async def _control(self, exchange: Exchange[ReasonBody], control: Control, default_reason: str) -> Answer[RunView]:
+        """Do what a caller wants with a run, announce it, and answer with the run."""
         run_id = exchange.path_id("run_id", "run")
         await self._sight.find(exchange.caller, run_id)
         asked = time.perf_counter()
         async with self._database.begin() as connection:
-            outcome = await cancel_run(connection, run_id, exchange.body.reason or "cancelled by a caller")
+            outcome = await control(connection, run_id, exchange.body.reason or default_reason)
         exchange.db_ms = (time.perf_counter() - asked) * 1e3
-        await self._announcer.announce(outcome.events, outcome.created_at, due=True)
+        await self._announcer.announce(outcome.events, outcome.created_at, due=outcome.due)
         exchange.publish_ms = (time.perf_counter() - asked) * 1e3 - exchange.db_ms
         return Answer((await self._read(exchange, run_id)).encode())
 
-    async def list(self, exchange: Exchange[None]) -> Answer:
+    async def list(self, exchange: Exchange[None]) -> Answer[RunPage]:
         """Return a page of runs, newest first, with a cursor for the next one."""
         query = exchange.query()
         workspace_id = _query_id(query, "workspace_id") or exchange.caller.workspace_id
@@ -269,21 +296,18 @@ def _metadata(raw: msgspec.Raw, field: str) -> msgspec.Raw:
     except UnicodeDecodeError:
         raise Invalid(field, "is not valid UTF-8") from None
     if b"\\u0000" in text_:
-        refuse_nul(msgspec.json.decode(text_), field)
+        try:
+            refuse_nul(msgspec.json.decode(text_), field)
+        except RecursionError:
+            raise Malformed("the body is nested too deeply") from None
     return raw
 
 
-def _require_supported(options: SpawnOptions) -> SpawnOptions:
-    """Raise Invalid for what this version does not do; nothing is accepted and then ignored."""
-    if options.join_policy != "WAIT_ALL":
-        raise Invalid("options.join_policy", f"only WAIT_ALL is supported, not {options.join_policy!r}")
-    if options.failure_policy != "FAIL_FAST":
-        raise Invalid("options.failure_policy", f"only FAIL_FAST is supported, not {options.failure_policy!r}")
-    if options.quorum is not None:
-        raise Invalid("options.quorum", "belongs to the join policy QUORUM, which is not supported; leave it out")
-    if options.timeout_seconds is not None:
-        raise Invalid("options.timeout_seconds", "belongs to the join policy TIMEOUT, which is not supported")
-    return options
+def _require_reachable(quorum: int | None, quota: Quota) -> None:
+    """Raise Invalid for a quorum of more subruns than a parent may have pending: it might never be met."""
+    most = quota.pending_subruns
+    if quorum is not None and most is not None and quorum > most:
+        raise Invalid("options.quorum", f"give 1 to {most}: a run may have {most} pending subruns, not {quorum}")
 
 
 def _idempotency_key(exchange: Exchange[Any]) -> str | None:

@@ -52,7 +52,8 @@ class Sight:
 
     async def _read(self, run_ids: Sequence[uuid.UUID]) -> Sequence[RunFacts | Exception]:
         async with self._database.read() as connection:
-            found = await connection.execute(READ, {"ids": list(set(run_ids))})
-            for row in found:
-                self.learn(row.run_id, RunFacts(row.workspace_id, row.agent_id))
-        return [self._known.get(run_id) or NotFound("no such run") for run_id in run_ids]
+            rows = await connection.execute(READ, {"ids": list(set(run_ids))})
+            found = {row.run_id: RunFacts(row.workspace_id, row.agent_id) for row in rows}
+        for run_id, facts in found.items():
+            self.learn(run_id, facts)
+        return [found.get(run_id) or NotFound("no such run") for run_id in run_ids]  # learning may have forgotten some

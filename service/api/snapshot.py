@@ -1,9 +1,11 @@
 """The snapshot that clients poll: the run, its steps, its children, and the events since a sequence number.
 
 All polls that wait in one turn of the loop share one query, in which PostgreSQL also builds the JSON. What was built is
-kept under the version that it shows: the run's `last_seq` together with its children's. Every change of what a
-snapshot shows appends an event somewhere in that family, so a kept snapshot is right for as long as the version
-stands, and nothing ever expires. The query is told which version is kept and builds only what has changed.
+kept under the version that it shows: the run's `last_seq` together with its children's, and how many groups were
+decided. Every change of what a snapshot shows appends an event somewhere in that family, or decides a group whose time
+is over, so a kept snapshot is right for as long as the version stands, and nothing ever expires. (Purging children
+appends nothing, so the version counts the children too.) The query is told which version is kept and builds only what
+has changed; for events that were compacted it answers with a bundle.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import TextClause, text
 
+from service.api.answers import SnapshotView
+from service.api.archives import events_gone
 from service.api.sight import Sight
-from service.api.wire import CHILDREN_JSON, EVENTS_JSON, RUN_JSON, STEPS_JSON
-from service.db import Database, rows
-from service.errors import Invalid, NotFound
+from service.api.wire import CHILDREN_JSON, EVENTS_JSON, GROUPS_JSON, RUN_JSON, STEPS_JSON
+from service.archive.records import COVERING
+from service.db import Database, is_outage, rows
+from service.errors import Gone, Invalid, NotFound
 from service.events import Following
 from service.exchange import Answer, Exchange, field_headers
 from service.grouping import Grouping
@@ -41,17 +46,24 @@ MOST_SEQ = 2**31 - 1
 
 READ = text(f"""
     SELECT q.n, r.last_seq, r.ended_at IS NOT NULL AS final, v.version,
-           CASE WHEN v.version IS DISTINCT FROM q.kept THEN
+           r.compacted_through_seq,
+           CASE WHEN v.gone THEN {COVERING.format(since_seq="q.since_seq")} END AS archive_id,
+           CASE WHEN NOT v.gone THEN
                json_build_object('run', {RUN_JSON}, 'steps', {STEPS_JSON}, 'events_since_seq', {EVENTS_JSON},
-                                 'child_runs', {CHILDREN_JSON}, 'last_seq', r.last_seq)::text
+                                 'child_runs', {CHILDREN_JSON}, 'groups', {GROUPS_JSON}, 'last_seq', r.last_seq)::text
            END AS body
     FROM json_to_recordset(CAST(:asked AS json)) AS q(n int, run_id uuid, since_seq int, kept text)
-    JOIN runs r ON r.run_id = q.run_id
-    CROSS JOIN LATERAL (
+    LEFT JOIN runs r ON r.run_id = q.run_id
+    LEFT JOIN LATERAL (
         SELECT r.last_seq || CASE WHEN r.spawned_subruns = 0 THEN ''
-            ELSE '.' || (SELECT sum(c.last_seq) FROM runs c WHERE c.parent_run_id = r.run_id) END AS version
-    ) v
+            ELSE (SELECT '.' || coalesce(sum(c.last_seq), 0) || '.' || count(*)
+                  FROM runs c WHERE c.parent_run_id = r.run_id)
+              || (SELECT '.' || count(g.decided_at) FROM subrun_groups g WHERE g.run_id = r.run_id)
+            END AS version, r.compacted_through_seq > q.since_seq AS gone
+    ) v ON true
+    WHERE v.gone OR v.version IS DISTINCT FROM q.kept
 """)  # noqa: S608 - constants
+"""What has changed since it was kept; a run that is kept and no longer exists has no version."""
 
 WARM_UP: list[tuple[TextClause, dict[str, Any]]] = [(READ, {"asked": "[]"})]
 """The read of nothing, to prepare it before the first request (`Database.warm`)."""
@@ -76,10 +88,12 @@ class Views:
         self._database = database
         self._kept: OrderedDict[Asked, View] = OrderedDict()
         self._kept_bytes = 0
-        self._grouping: Grouping[Asked, View] = Grouping(self._read, lanes=2)
+        self._grouping: Grouping[Asked, View] = Grouping(
+            self._read, lanes=2, retry_alone=lambda fault: not is_outage(fault)
+        )
 
     async def see(self, run_id: uuid.UUID, since_seq: int) -> View:
-        """Return the snapshot as it stands now; raises NotFound."""
+        """Return the snapshot as it stands now; raises NotFound, and Gone for events that were compacted."""
         return await self._grouping.submit((run_id, since_seq))
 
     async def _read(self, asked: Sequence[Asked]) -> Sequence[View | Exception]:
@@ -89,15 +103,17 @@ class Views:
             {"n": n, "run_id": run_id, "since_seq": since_seq, "kept": kept.version if kept else None}
             for n, ((run_id, since_seq), kept) in enumerate(zip(distinct, before, strict=True))
         ]
-        seen: dict[Asked, View] = {}
+        seen: dict[Asked, View | Gone | None] = dict(zip(distinct, before, strict=True))
         async with self._database.read() as connection:
             for row in await connection.execute(READ, {"asked": rows(wanted)}):
-                each, kept = distinct[row.n], before[row.n]
-                if row.body is None and kept is not None:
-                    seen[each] = kept
+                each = distinct[row.n]
+                if row.version is None:
+                    seen[each] = None
+                elif row.body is None:
+                    seen[each] = events_gone(row.compacted_through_seq, row.archive_id)
                 else:
                     seen[each] = self._keep(each, View(row.version, row.last_seq, row.final, row.body.encode()))
-        return [seen.get(each) or NotFound("no such run") for each in asked]
+        return [seen[each] or NotFound("no such run") for each in asked]
 
     def _keep(self, asked: Asked, view: View) -> View:
         """Remember a view; the ones that were made longest ago make room."""
@@ -120,7 +136,7 @@ class Snapshots:
         self._sight = sight
         self._following = following
 
-    async def get(self, exchange: Exchange[None]) -> Answer:
+    async def get(self, exchange: Exchange[None]) -> Answer[SnapshotView]:
         """Return the snapshot, or 304 when the caller has it; with `wait`, hold the answer until there is news."""
         run_id = exchange.path_id("run_id", "run")
         since_seq, wait_s = 0, 0.0
@@ -141,7 +157,7 @@ class Snapshots:
             view = await self._wait(facts.workspace_id, run_id, since_seq, wait_s)
         etag = f'"{since_seq}.{view.version}"'.encode()
         headers = ((b"etag", etag), (b"cache-control", b"private, no-cache"), *field_headers(fields))
-        if _matches(exchange.header(b"if-none-match"), etag):
+        if exchange.has_representation(etag):
             return Answer(b"", 304, headers=headers)
         return Answer(view.body, headers=headers)
 
@@ -166,12 +182,3 @@ def _since_seq(text_: str) -> int:
     if not (text_.isascii() and text_.isdigit() and len(text_) <= 10) or int(text_) > MOST_SEQ:
         raise Invalid("since_seq", f"give a whole number from 0 to {MOST_SEQ}")
     return int(text_)
-
-
-def _matches(if_none_match: bytes | None, etag: bytes) -> bool:
-    """Compare weakly (RFC 9110, section 13.1.2)."""
-    if if_none_match is None:
-        return False
-    if if_none_match in (etag, b"*"):
-        return True
-    return any(part.strip().removeprefix(b"W/") == etag for part in if_none_match.split(b","))

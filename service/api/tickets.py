@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from service.api.answers import TicketView
 from service.exchange import Answer, Exchange, answer_json
 from service.tickets import TICKET_S, Tickets
 
@@ -18,7 +19,7 @@ class TicketOffice:
     def __init__(self, tickets: Tickets) -> None:
         self._tickets = tickets
 
-    async def issue(self, exchange: Exchange[TicketBody]) -> Answer:
+    async def issue(self, exchange: Exchange[TicketBody]) -> Answer[TicketView]:
         """Make a ticket that opens one socket with the caller's rights."""
         ticket = await self._tickets.issue(exchange.caller.token_id)
         return answer_json({"ticket": ticket, "expires_in_s": TICKET_S}, ((b"cache-control", b"no-store"),))

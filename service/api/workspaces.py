@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import update
 
+from service.api.answers import AgentView, TokenView, WorkspaceView
 from service.auth import issue_token
 from service.db import Database
 from service.errors import NotFound
@@ -47,14 +48,14 @@ class Workspaces:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, exchange: Exchange[WorkspaceBody]) -> Answer:
+    async def create(self, exchange: Exchange[WorkspaceBody]) -> Answer[WorkspaceView]:
         """Make a workspace."""
         body = exchange.body
         async with self._database.begin() as connection:
             workspace_id = await create_workspace(connection, body.name, body.quota_class)
         return answer_json({"workspace_id": workspace_id, "name": body.name, "quota_class": body.quota_class})
 
-    async def patch(self, exchange: Exchange[WorkspacePatch]) -> Answer:
+    async def patch(self, exchange: Exchange[WorkspacePatch]) -> Answer[WorkspaceView]:
         """Put a workspace under another quota class; in force everywhere within a second."""
         workspace_id = exchange.path_id("workspace_id", "workspace")
         quota_class = exchange.body.quota_class
@@ -70,7 +71,7 @@ class Workspaces:
             raise NotFound("no such workspace")
         return answer_json({"workspace_id": workspace_id, "name": row.name, "quota_class": quota_class})
 
-    async def create_agent(self, exchange: Exchange[AgentBody]) -> Answer:
+    async def create_agent(self, exchange: Exchange[AgentBody]) -> Answer[AgentView]:
         """Make an agent."""
         workspace_id = exchange.path_id("workspace_id", "workspace")
         body = exchange.body
@@ -78,7 +79,7 @@ class Workspaces:
             agent_id = await create_agent(connection, workspace_id, body.name, body.script)
         return answer_json({"agent_id": agent_id, "workspace_id": workspace_id, "name": body.name})
 
-    async def create_token(self, exchange: Exchange[TokenBody]) -> Answer:
+    async def create_token(self, exchange: Exchange[TokenBody]) -> Answer[TokenView]:
         """Make a token for the workspace; this answer is the only place where it stands in clear."""
         workspace_id = exchange.path_id("workspace_id", "workspace")
         body = exchange.body

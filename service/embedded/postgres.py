@@ -120,7 +120,7 @@ class Postgres:
         """End what runs in our data folder without us: a server whose owner was killed, or its orphaned parts."""
         found = processes.living_in(self.data, "postgres")
         ours = {process.pid for process in found}
-        heads = [process for process in found if process.ppid() not in ours]
+        heads = [process for process in found if process.info["ppid"] not in ours]
         processes.end_all(heads, signal.SIGINT, signal.SIGQUIT, patience_s=STOP_PATIENCE_S)
         processes.end_all(processes.living_in(self.data, "postgres"), signal.SIGQUIT, patience_s=STOP_PATIENCE_S)
 

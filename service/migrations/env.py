@@ -2,11 +2,14 @@
 
 from alembic import context
 
+import service.archive
 import service.auth
 import service.events
+import service.joins
 from service.db import Base
 
-_MAPPED = (service.auth.Token, service.events.Event)  # importing them registers every table on Base
+# Importing them registers every table on Base.
+_MAPPED = (service.archive.RunArchive, service.auth.Token, service.events.Event, service.joins.SubrunGroup)
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
 with context.begin_transaction():

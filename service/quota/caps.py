@@ -2,7 +2,8 @@
 
 The count is taken under the workspace's row lock, by a statement that begins after the lock was granted: an older
 snapshot would not see what the last holder of the lock committed. Whoever ends a run needs no lock, since that only
-lowers the count; so a cap is never exceeded and no slot can leak.
+lowers the count; so a cap is never exceeded and no slot can leak. FOR NO KEY UPDATE shuts out the other counters and
+lets through the foreign keys of those who need no count: a new agent, a token, a run under no cap.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from service.telemetry import QUOTA_REFUSALS
 RETRY_AFTER_S = 1
 """What Retry-After says for a cap: nobody can know when a holder ends, so ask again soon."""
 
-LOCK = text("SELECT 1 FROM workspaces WHERE workspace_id = ANY(:ids) ORDER BY workspace_id FOR UPDATE")
+LOCK = text("SELECT 1 FROM workspaces WHERE workspace_id = ANY(:ids) ORDER BY workspace_id FOR NO KEY UPDATE")
 COUNT = text("""
     SELECT workspace_id, count(*) AS live_runs, count(*) FILTER (WHERE parent_run_id IS NULL) AS live_parent_runs
     FROM runs WHERE workspace_id = ANY(:ids) AND ended_at IS NULL GROUP BY workspace_id

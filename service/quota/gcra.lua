@@ -4,7 +4,7 @@
 -- KEYS: one bucket for each rate. ARGV: for each rate, its rate in thousandths of a token a second, then its burst.
 -- Units are chosen so that everything is a whole number below 2^53: one token is 1e9 units, and a rate of r
 -- thousandths drains exactly r units in a microsecond.
--- Returns for each rate {room left in whole tokens, microseconds until one token fits, 1 if it refused}.
+-- Returns for each rate {room left in whole tokens, microseconds until one more token fits, 1 if it refused}.
 local TOKEN = 1e9
 local time = redis.call('TIME')
 local now = time[1] * 1e6 + time[2]
@@ -13,13 +13,15 @@ for i, key in ipairs(KEYS) do
   local rate, burst = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
   local bucket = redis.call('HMGET', key, 'level', 'at')
   local level = tonumber(bucket[1]) or 0
-  -- A clock that stepped back drains nothing; it never fills.
-  local elapsed = math.max(0, now - (tonumber(bucket[2]) or now))
-  level = math.max(0, level - elapsed * rate)
+  local at = tonumber(bucket[2]) or now
+  -- A clock that stepped back drains nothing and fills nothing; from now on the bucket drains by the new time, or it
+  -- would refuse until the old time has come again.
+  if at > now then redis.call('HSET', key, 'at', string.format('%.0f', now)) end
+  level = math.max(0, level - math.max(0, now - at) * rate)
   local over = level + TOKEN - burst * TOKEN
   levels[i] = level
   if over > 0 then refused = true end
-  answer[i] = {0, over > 0 and math.ceil(over / rate) or 0, over > 0 and 1 or 0}
+  answer[i] = {0, 0, over > 0 and 1 or 0}
 end
 for i, key in ipairs(KEYS) do
   local rate, burst = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
@@ -31,5 +33,6 @@ for i, key in ipairs(KEYS) do
     redis.call('PEXPIRE', key, math.ceil(level / rate / 1000) + 1)
   end
   answer[i][1] = math.floor(math.max(0, burst * TOKEN - level) / TOKEN)
+  answer[i][2] = math.ceil(math.max(0, level + TOKEN - burst * TOKEN) / rate)
 end
 return answer

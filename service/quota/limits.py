@@ -47,6 +47,11 @@ class Quota:
     websockets: int | None
     websockets_per_user: int | None
 
+    @property
+    def has_caps(self) -> bool:
+        """Whether what the workspace holds has to be counted."""
+        return (self.live_parent_runs, self.live_runs, self.pending_subruns) != (None, None, None)
+
 
 DEFAULT = Quota(
     # The user's table: 25 % of the stable throughput measured on the reference. A burst is about a second's worth;

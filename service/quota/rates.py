@@ -38,6 +38,10 @@ class Rates:
         self._digest = hashlib.sha1(self._script.encode(), usedforsecurity=False).hexdigest()
         self._grouping: Grouping[Demand, dict[str, str]] = Grouping(self._take, lanes=4)
 
+    async def warm(self) -> None:
+        """Bring the script to Redis and open a connection before the first request."""
+        await self._client.script_load(self._script)
+
     async def take(self, workspace_id: uuid.UUID, rates: dict[Limit, Rate], *limits: Limit) -> dict[str, str]:
         """Take one token of each limit that has a rate; returns the RateLimit fields of the answer.
 

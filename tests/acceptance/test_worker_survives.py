@@ -18,12 +18,7 @@ from tests.tenants import Tenant, open_tenant
 
 pytestmark = pytest.mark.acceptance
 
-WORKER = """
-import sys
-from service.settings import Settings
-from service.worker import run
-sys.exit(run(Settings.from_environment()))
-"""
+WORKER = [sys.executable, "-m", "service", "worker"]
 
 SCRIPT: list[dict[str, Any]] = [
     {"kind": "PLAN"},
@@ -44,8 +39,7 @@ def start_worker(service_environment: dict[str, str]) -> Iterator[StartWorker]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(**environment: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", WORKER]
-        process = subprocess.Popen(command, env={**service_environment, **environment})  # noqa: S603 - our own
+        process = subprocess.Popen(WORKER, env={**service_environment, **environment})  # noqa: S603 - our own
         started.append(process)
         return process
 
@@ -136,6 +130,20 @@ async def test_redis_emptied_in_the_middle_loses_no_run(
     await until_all_ended(tenant)
 
     await assert_all_completed_once(tenant)
+
+
+async def test_a_resting_worker_is_woken_by_a_ring_even_after_redis_was_emptied(
+    tenant: Tenant, start_worker: StartWorker, redis_url: str
+) -> None:
+    start_worker(PLIMSOLL_SWEEP_INTERVAL_S="3000")
+    await until_all_ended(tenant)
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+
+    await tenant.run()
+    await until_all_ended(tenant)
+
+    assert await tenant.faults() == []
 
 
 async def test_without_redis_the_sweeper_completes_every_run(tenant: Tenant, start_worker: StartWorker) -> None:

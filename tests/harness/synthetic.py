@@ -175,21 +175,3 @@ def change(index: int, **values: Any) -> Spoil:
         rows.samples[index] = dataclasses.replace(rows.samples[index], **values)
 
     return spoil
-
-
-def change_all(endpoint: Endpoint, factor: float) -> Spoil:
-    """Return a spoil that makes every request of an endpoint slower by a factor."""
-
-    def spoil(rows: Rows) -> None:
-        for index, row in enumerate(rows.samples):
-            if row.endpoint is endpoint and row.sent_at_ns and row.intended_at_ns and row.done_at_ns:
-                done = row.sent_at_ns + int((row.done_at_ns - row.sent_at_ns) * factor)
-                rows.samples[index] = dataclasses.replace(
-                    row,
-                    first_byte_at_ns=done - 1000,
-                    done_at_ns=done,
-                    latency_ms=(done - row.intended_at_ns) / 1e6,
-                    service_ms=(done - row.sent_at_ns) / 1e6,
-                )
-
-    return spoil

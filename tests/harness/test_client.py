@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.client import Client, Exchange, parse_server_timing, split_url
-from harness.errors import BadUsage
+from harness.client import Client, Exchange, parse_server_timing
 from harness.sample import Outcome
 from harness.samplebuffer import UNKNOWN
 from tests.harness.fake_service import TIMING, Answer, Asked, always, http, reset, serving
@@ -275,35 +274,3 @@ def test_server_timing_is_read_as_milliseconds(header: str, read: tuple[float, .
 @given(st.binary(max_size=200))
 def test_no_server_timing_header_is_too_strange_to_read(header: bytes) -> None:
     assert len(parse_server_timing(header)) == 4
-
-
-@pytest.mark.parametrize(
-    ("url", "parts"),
-    [
-        ("http://127.0.0.1:8000", ("127.0.0.1", 8000, "")),
-        ("http://host/base/", ("host", 80, "/base")),
-        ("http://[::1]:9", ("::1", 9, "")),
-    ],
-)
-def test_an_address_is_split(url: str, parts: tuple[str, int, str]) -> None:
-    assert split_url(url) == parts
-
-
-EXAMPLE = "give something like http://127.0.0.1:8000"
-
-
-@pytest.mark.parametrize(
-    ("url", "error"),
-    [
-        ("https://host", "https is not supported: measure the service itself, behind its TLS proxy, over http://"),
-        ("host:8000", f"'host:8000' is no http address: {EXAMPLE}"),
-        ("http://", f"'http://' is no http address: {EXAMPLE}"),
-        ("http://host:99999", f"'http://host:99999' cannot be read (Port out of range 0-65535): {EXAMPLE}"),
-        ("http://me:secret@host", "may hold host, port and path only: give the token with --token or PLIMSOLL_TOKEN"),
-        ("http://host/a b", "'http://host/a b' holds characters that an address may not: escape them"),
-    ],
-)
-def test_an_address_that_cannot_be_used_is_refused_with_the_mend(url: str, error: str) -> None:
-    with pytest.raises(BadUsage) as refused:
-        split_url(url)
-    assert str(refused.value).removeprefix("--url").lstrip(": ") == error

@@ -1,7 +1,9 @@
 """The commands as a shell sees them: exit code, one line for bad usage, results on stdout."""
 
 import asyncio
+import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +15,12 @@ from pathlib import Path
 import pytest
 
 from harness.__main__ import main
+from harness.request import Request
 from harness.sampleset import newest_sample_set, read_sample_set
 from tests.harness.fake_service import ModelService, http, serving
+from tests.harness.synthetic import Plan, write_sample_set
+
+ROOT = Path(__file__).parents[2]
 
 SECONDS = "give seconds from 0 to 86400 (see --help)"
 
@@ -240,32 +246,125 @@ def test_a_harness_that_is_ended_leaves_a_readable_set_that_is_not_complete(
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """What the report was asked for; it answers that some SLO failed."""
-    asked: list[tuple[object, ...]] = []
+    asked: list[Request] = []
 
-    def judge(samples: list[Path], notebooks: list[str] | None, out: Path | None, partial: bool) -> int:
-        asked.append((samples, notebooks, out, partial))
-        sys.stdout.write("verdict: FAIL\n")
-        return 1
+    def judge(request: Request) -> types.SimpleNamespace:
+        asked.append(request)
+        return types.SimpleNamespace(lines=("verdict: FAIL",), exit_code=1)
 
     report = types.ModuleType("harness.report")
-    report.main = judge  # type: ignore[attr-defined]
+    report.write_report = judge  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "harness.report", report)
     return asked
 
 
 def test_a_gated_run_exits_as_the_report_of_its_own_samples(
-    running: RunningModel, data: Path, judged: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+    running: RunningModel, data: Path, judged: list[Request], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(*RUN, "--runs", "1", "--url", running.url, "--token", "t", "--gate", "--json") == 1
-    assert judged == [([newest_sample_set(data / "samples")], None, None, False)]
+    assert [request.samples for request in judged] == [(newest_sample_set(data / "samples"),)]
     out, err = capsys.readouterr()
     assert json.loads(out)["complete"] is True  # the report's words do not get into the object
     assert "verdict: FAIL" in err
 
 
-def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[tuple[object, ...]]) -> None:
-    words = ("--samples", str(tmp_path), str(tmp_path), "--notebooks", "a, b", "--out", "there", "--partial")
-    assert exit_code("report", *words) == 1
-    assert judged == [([tmp_path, tmp_path], ["a", "b"], Path("there"), True)]
+def test_a_gate_whose_slos_cannot_be_read_makes_no_load(
+    running: RunningModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "slo.yaml").write_text("kind: SLO\n")
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(*RUN, "--url", running.url, "--token", "t", "--gate") == 64
+    assert capsys.readouterr().err.startswith("python -m harness run: data/slo.yaml, document 1: ")
+    assert running.model.asked == []
+
+
+def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[Request]) -> None:
+    samples = write_sample_set(tmp_path, Plan(runs=1))
+    slos = tmp_path / "mine.yaml"
+    slos.write_bytes((ROOT / "data" / "slo.yaml").read_bytes())
+    words = ("--samples", str(samples), "--notebooks", "run_overview, slo_compliance", "--out", str(tmp_path / "there"))
+    assert exit_code("report", *words, "--partial", "--slo", str(slos), "--parameter", "slowest=5") == 1
+    ours = {"samples": [str(samples)], "partial": True, "slo_file": str(slos)}
+    (request,) = judged
+    assert [notebook.name for notebook in request.notebooks] == ["run_overview", "slo_compliance"]
+    assert dataclasses.replace(request, notebooks=()) == Request(
+        samples=(samples,),
+        slo_file=slos,
+        notebooks=(),
+        parameters={"run_overview": ours | {"slowest": 5}, "slo_compliance": ours},
+        out=tmp_path / "there",
+        partial=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--parameter", "nope=3"), "--parameter: no notebook has a parameter 'nope': there are slowest"),
+        (("--parameter", "slowest=few"), "--parameter: notebook run_overview: parameter 'slowest': expected int, got"),
+        (("--notebooks", "nope"), "--notebooks: no notebook is called 'nope': there are slo_compliance, run_overview"),
+        (("--slo", "nope.yaml"), "--slo nope.yaml: this file of SLOs does not exist"),
+        (("--slo", "pyproject.toml"), "--slo pyproject.toml: is not YAML"),
+        (("--out", "pyproject.toml/report"), "--out pyproject.toml/report: cannot be written"),
+    ],
+)
+def test_a_report_that_cannot_be_made_is_refused_in_one_line_before_the_report_is_loaded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    error: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "harness.report", None)  # importing it is an ImportError
+    assert exit_code("report", "--samples", str(write_sample_set(tmp_path, Plan(runs=1))), *words) == 64
+    err = capsys.readouterr().err
+    assert (err.count("\n"), err.startswith(f"python -m harness report: {error}")) == (1, True)
+
+
+def test_a_folder_of_sample_sets_is_refused_with_the_names_of_the_newest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = [write_sample_set(tmp_path, Plan(runs=1, measurement_id=f"set-{number}")) for number in range(5)]
+    assert exit_code("report", "--samples", str(tmp_path)) == 2
+    assert capsys.readouterr().err == (
+        f"python -m harness report: {tmp_path} has no manifest.json: it is no sample set; sample sets in it are"
+        f" {sets[4].name}, {sets[3].name}, {sets[2].name} and 2 older\n"
+    )
+
+
+def test_a_fault_of_the_harness_is_one_line_exits_2_and_keeps_its_traceback(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "harness.report", None)
+    assert exit_code("report", "--samples", str(write_sample_set(tmp_path, Plan(runs=1)))) == 2
+    (log,) = (data / "logs").iterdir()
+    assert "Traceback" in log.read_text()
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "python -m harness report: this is a fault of the harness, nothing was judged: ModuleNotFoundError:"
+        f" import of harness.report halted; None in sys.modules (its traceback is in {log})"
+    )
+
+
+def test_a_traceback_that_cannot_be_kept_is_printed(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "harness.report", None)
+    data.write_text("in the way")
+    assert exit_code("report", "--samples", str(write_sample_set(tmp_path, Plan(runs=1)))) == 2
+    err = capsys.readouterr().err
+    assert ("Traceback" in err, "(its traceback is above)" in err.splitlines()[-1]) == (True, True)
+
+
+def test_a_report_writes_nothing_to_anybodys_home(tmp_path: Path) -> None:
+    samples, home = write_sample_set(tmp_path, Plan(runs=3)), tmp_path / "home"
+    home.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL", "JUPYTER", "IPY"))}
+    made = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-m", "harness", "report", "--samples", samples, "--notebooks", "run_overview"],
+        cwd=ROOT, env={**kept, "HOME": str(home)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (made.returncode, list(home.iterdir())) == (3, []), made.stderr
+    assert (tmp_path / "data" / "cache" / "matplotlib").is_dir()

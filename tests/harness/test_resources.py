@@ -51,6 +51,8 @@ def test_rates_need_two_looks_and_a_counter_that_did_not_begin_anew() -> None:
     assert increase({"w_sum": [1.0]}, now, "ticks") == 13.0  # it has counted for the first time
     assert increase(before, now, "absent") is None
     assert mean_ms(now, now, "w") is None  # nothing was written in between
+    both = {**now, "t_sum": [9.0], "t_count": [180.0]}
+    assert mean_ms({**before, "t_sum": [0.0], "t_count": [0.0]}, both, "w", "t", "absent") == pytest.approx(50.0)
     assert gauge(now, "ticks", max) == 9.0
     assert gauge(now, "absent") is None
 

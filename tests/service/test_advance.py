@@ -3,112 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-import uuid
 from typing import Any
 
-import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from service.advance import Advance, RunRow, advance, cancel, child_ended
-from service.events import EventType
-from service.runs import FINAL, TRANSITIONS, IllegalTransition, RunStatus, StepKind
+from service.advance import advance
+from service.pen import RunRow
+from service.runs import FINAL, IllegalTransition, RunStatus, StepKind
 from service.workspaces import DEFAULT_SCRIPT, ScriptStep
-
-NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-RUN, CHILD, WORKSPACE, AGENT, CORRELATION = (uuid.UUID(int=n) for n in range(1, 6))
-
-
-def at(seconds: float) -> dt.datetime:
-    """Return an instant, counted from the run's creation."""
-    return NOW + dt.timedelta(seconds=seconds)
-
-
-def row(**changes: Any) -> RunRow:
-    """Return a run as it is accepted, with changes."""
-    accepted = RunRow(
-        run_id=RUN,
-        workspace_id=WORKSPACE,
-        agent_id=AGENT,
-        parent_run_id=None,
-        depth=0,
-        status=RunStatus.PENDING,
-        correlation_id=CORRELATION,
-        group_id=None,
-        expected_subruns=0,
-        max_wait_seconds=60.0,
-        spawned_subruns=0,
-        pending_subruns=0,
-        failed_subruns=0,
-        script_position=0,
-        step_count=0,
-        last_seq=1,
-        ticks=0,
-        epoch=1,
-        next_tick_at=at(2),
-        wait_until=None,
-        error_summary=None,
-        created_at=NOW,
-        started_at=None,
-        ended_at=None,
-    )
-    return msgspec.structs.replace(accepted, **changes)
-
-
-def running(**changes: Any) -> RunRow:
-    """Return a run with the default script after its first tick, with changes."""
-    after_first = {
-        "status": RunStatus.RUNNING,
-        "script_position": 1,
-        "step_count": 1,
-        "last_seq": 3,
-        "ticks": 1,
-        "started_at": NOW,
-    }
-    return row(**{**after_first, **changes})
-
-
-def waiting(**changes: Any) -> RunRow:
-    """Return a run with the default script that waits for one of two expected subruns, with changes."""
-    parked = {
-        "status": RunStatus.WAITING_FOR_SUBRUN,
-        "script_position": 2,
-        "step_count": 4,
-        "last_seq": 9,
-        "ticks": 2,
-        "expected_subruns": 2,
-        "spawned_subruns": 2,
-        "pending_subruns": 1,
-        "wait_until": at(60),
-    }
-    return running(**{**parked, **changes})
-
-
-def child(status: RunStatus) -> RunRow:
-    """Return a subrun of the run that has ended."""
-    return row(run_id=CHILD, parent_run_id=RUN, depth=1, status=status, group_id="group", ended_at=NOW)
-
-
-def told(result: Advance) -> list[tuple[int, str, dict[str, Any]]]:
-    """Return the events of a result as (seq, event_type, payload)."""
-    return [(event.seq, event.event_type, event.payload) for event in result.events]
-
-
-def changes(before: RunRow, result: Advance) -> dict[str, Any]:
-    """Return the columns that a result changes."""
-    old, new = msgspec.structs.asdict(before), msgspec.structs.asdict(result.run)
-    return {name: value for name, value in new.items() if old[name] != value}
-
-
-def changed(old: RunStatus, new: RunStatus, **more: str) -> dict[str, str]:
-    """Return the payload of a change of status."""
-    return {"from": old, "to": new, **more}
-
-
-def subrun_ended(status: RunStatus) -> dict[str, Any]:
-    """Return the payload that tells a parent of its child's end."""
-    return {"child_run_id": CHILD, "status": status, "group_id": "group"}
+from tests.runrows import NOW, at, changed, changes, child, row, running, subrun_ended, told, waiting
 
 
 def test_the_first_tick_starts_the_run_and_executes_its_first_step() -> None:
@@ -128,6 +31,7 @@ def test_the_first_tick_starts_the_run_and_executes_its_first_step() -> None:
         "last_seq": 3,
         "ticks": 1,
         "next_tick_at": at(1),
+        "step_due_at": at(1),
         "started_at": at(1),
     }
 
@@ -148,6 +52,7 @@ def test_the_tick_of_the_last_step_completes_the_run() -> None:
         "last_seq": 5,
         "ticks": 2,
         "next_tick_at": None,
+        "step_due_at": None,
         "ended_at": at(2),
     }
 
@@ -208,6 +113,7 @@ def test_a_step_with_an_error_is_written_and_fails_the_run() -> None:
         "last_seq": 4,
         "ticks": 1,
         "next_tick_at": None,
+        "step_due_at": None,
         "error_summary": "out of tea",
         "started_at": at(1),
         "ended_at": at(1),
@@ -291,7 +197,7 @@ def test_a_failed_subrun_fails_the_run_at_its_next_tick_without_a_step(before: A
 
     result = advance(run, DEFAULT_SCRIPT, at(9))
 
-    why = "1 of 2 subruns ended FAILED or CANCELED (FAIL_FAST)"
+    why = "group group: 1 of 2 subruns ended FAILED or CANCELED (WAIT_ALL, FAIL_FAST)"
     assert told(result) == [
         (run.last_seq + 1, "state_changed", changed(RunStatus(run.status), RunStatus.FAILED, reason=why))
     ]
@@ -312,132 +218,7 @@ def test_children_that_end_with_a_failing_run_are_counted_before_its_last_event(
     assert (result.run.pending_subruns, result.run.failed_subruns) == (0, 1)
 
 
-@pytest.mark.parametrize("status", sorted(FINAL | {RunStatus.PAUSED, RunStatus.WAITING_FOR_APPROVAL}))
+@pytest.mark.parametrize("status", sorted(FINAL | {RunStatus.PAUSED}))
 def test_a_run_that_has_no_tick_is_refused(status: RunStatus) -> None:
     with pytest.raises(IllegalTransition, match=f"a run that is {status} has no tick"):
         advance(row(status=status), DEFAULT_SCRIPT, NOW)
-
-
-@pytest.mark.parametrize(
-    ("parent", "status", "event_type", "next_tick_at"),
-    [
-        pytest.param(
-            waiting(), RunStatus.COMPLETED, "subrun_completed", at(9), id="the last join makes a waiting parent due"
-        ),
-        pytest.param(
-            waiting(pending_subruns=2, next_tick_at=at(60)),
-            RunStatus.COMPLETED,
-            "subrun_completed",
-            at(60),
-            id="an earlier join leaves a waiting parent parked",
-        ),
-        pytest.param(
-            waiting(pending_subruns=2),
-            RunStatus.FAILED,
-            "subrun_failed",
-            at(9),
-            id="a failure makes a waiting parent due",
-        ),
-        pytest.param(
-            running(spawned_subruns=1, pending_subruns=1, next_tick_at=at(3600)),
-            RunStatus.CANCELED,
-            "subrun_cancelled",
-            at(9),
-            id="a cancelled child makes a running parent due, however long its next step would take",
-        ),
-        pytest.param(
-            running(spawned_subruns=1, pending_subruns=1, next_tick_at=at(3600)),
-            RunStatus.COMPLETED,
-            "subrun_completed",
-            at(3600),
-            id="a completed child leaves a running parent to its worker",
-        ),
-    ],
-)
-def test_a_child_that_ends_is_counted_on_its_parent(
-    parent: RunRow, status: RunStatus, event_type: str, next_tick_at: dt.datetime
-) -> None:
-    result = child_ended(parent, child(status), at(9))
-
-    assert told(result) == [(parent.last_seq + 1, event_type, subrun_ended(status))]
-    assert (result.run.pending_subruns, result.run.failed_subruns, result.run.next_tick_at, result.run.ticks) == (
-        parent.pending_subruns - 1,
-        parent.failed_subruns + (status != RunStatus.COMPLETED),
-        next_tick_at,
-        parent.ticks,
-    )
-
-
-def test_a_cancelled_run_keeps_the_reason() -> None:
-    result = cancel(running(), "changed my mind", at(9))
-
-    assert told(result) == [
-        (4, "state_changed", changed(RunStatus.RUNNING, RunStatus.CANCELED, reason="changed my mind"))
-    ]
-    assert (result.run.status, result.run.error_summary, result.run.ended_at, result.run.next_tick_at) == (
-        RunStatus.CANCELED,
-        "changed my mind",
-        at(9),
-        None,
-    )
-
-
-def test_a_final_run_is_not_cancelled() -> None:
-    with pytest.raises(IllegalTransition, match="COMPLETED -> CANCELED"):
-        cancel(row(status=RunStatus.COMPLETED), None, NOW)
-
-
-steps = st.builds(
-    ScriptStep,
-    kind=st.sampled_from([kind for kind in StepKind if kind is not StepKind.SUBRUN_SPAWN]),
-    latency_ms=st.sampled_from([0.0, 0.5, 700.0]),
-    error=st.sampled_from([None] * 9 + ["broken"]),
-)
-moves = st.lists(st.sampled_from(["tick", "spawn", "complete", "fail", "cancel child", "cancel"]), max_size=30)
-
-
-@given(script=st.lists(steps, min_size=1, max_size=5), expected=st.integers(0, 3), story=moves)
-def test_every_life_is_legal_numbered_without_gaps_and_never_due_after_its_end(
-    script: list[ScriptStep], expected: int, story: list[str]
-) -> None:
-    run, now = row(expected_subruns=expected), NOW
-    events, written = [], []
-    ends = {"complete": RunStatus.COMPLETED, "fail": RunStatus.FAILED, "cancel child": RunStatus.CANCELED}
-    for move in [*story, *["tick"] * 10]:
-        if run.is_final:
-            break
-        result: Advance | None = None
-        if move == "tick" and run.next_tick_at is not None:
-            now = max(now, run.next_tick_at)
-            result = advance(run, script, now)
-            if result.run.status == RunStatus.FAILED:
-                orphans = [child(RunStatus.CANCELED)] * run.pending_subruns
-                result = advance(run, script, now, orphans)
-        elif move == "spawn":
-            run = msgspec.structs.replace(
-                run, spawned_subruns=run.spawned_subruns + 1, pending_subruns=run.pending_subruns + 1
-            )
-        elif move in ends and run.pending_subruns > 0:
-            result = child_ended(run, child(ends[move]), now)
-        elif move == "cancel":
-            result = cancel(run, None, now, [child(RunStatus.CANCELED)] * run.pending_subruns)
-        if result is not None:
-            run = result.run
-            events += result.events
-            written += result.steps
-        assert run.is_final or run.next_tick_at is not None or run.pending_subruns > 0, "parked with nobody to wake it"
-
-    assert [event.seq for event in events] == list(range(2, run.last_seq + 1))
-    statuses = [(e.payload["from"], e.payload["to"]) for e in events if e.event_type is EventType.STATE_CHANGED]
-    assert all(new in TRANSITIONS[old] for old, new in statuses)
-    assert [old for old, _ in statuses[1:]] == [new for _, new in statuses[:-1]]
-    assert [step.kind for step in written] == [step.kind for step in script[: run.script_position]]
-    assert [step.step_index for step in written] == list(range(1, run.step_count + 1))
-    if run.is_final:
-        assert (run.next_tick_at, run.pending_subruns, run.ended_at) == (None, 0, now)
-        assert statuses[-1][1] == run.status
-        assert events[-1].event_type is EventType.STATE_CHANGED
-    if run.status == RunStatus.COMPLETED:
-        assert run.script_position == len(script)
-        assert run.failed_subruns == 0
-        assert run.spawned_subruns >= expected

@@ -12,6 +12,7 @@ import pytest
 
 from service.__main__ import main
 from service.embedded import Stack
+from service.settings import sqlalchemy_url
 
 Command = Callable[..., tuple[int, str, str]]
 NEGATIVE = '[{"kind": "PLAN", "latency_ms": -1}]'
@@ -50,6 +51,12 @@ def administration(command: Command, database_url: str, monkeypatch: pytest.Monk
         (["worker", "--processes", "two"], "argument --processes: 'two' is not a whole number from 1 to 64"),
         (["fly"], "argument COMMAND: invalid choice: 'fly'"),
         ([], "the following arguments are required: COMMAND"),
+        (["archive-runs", "--older-than", "-1"], "argument --older-than: '-1': give a number of days from 0 to 36500"),
+        (["archive-runs", "--older-than", "nan"], "argument --older-than: 'nan': give a number of days from 0 to"),
+        (["archive-runs", "--purge-older-than", "x"], "argument --purge-older-than: 'x': give a number of days from 0"),
+        (["archive-runs", "--limit", "0"], "argument --limit: '0' is not a whole number from 1 to 1000000000"),
+        (["archive-runs", "--verbose-events"], "argument --verbose-events: expected one argument"),
+        (["rehydrate-run"], "the following arguments are required: FILE"),
         (["workspace"], "python -m service workspace: the following arguments are required: VERB"),
         (["agent", "create", "--workspace", "x", "--name", "a"], "argument --workspace: invalid UUID value: 'x'"),
         (["token", "create", "--role", "OWNER"], "one of the arguments --workspace --installation is required"),
@@ -63,7 +70,10 @@ def test_bad_usage_is_one_line_that_names_the_flag(command: Command, arguments: 
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["up", "serve", "worker", "migrate", "workspace", "agent", "token"])
+@pytest.mark.parametrize(
+    "name",
+    ["up", "serve", "worker", "migrate", "workspace", "agent", "token", "archive-runs", "rehydrate-run"],
+)
 def test_every_command_has_help(command: Command, name: str) -> None:
     code, out, _ = command(name, "--help")
     assert code == 0
@@ -119,8 +129,8 @@ def test_a_script_may_be_a_file(administration: Command, tmp_path: Path) -> None
         (["token", "create", "--workspace", str(uuid.UUID(int=1)), "--role", "ADMIN"], "--workspace: no such"),
         (["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a"], "--workspace: no such workspace"),
         (
-            ["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--script", "/nonexistent"],
-            "--script: cannot read /nonexistent: No such file or directory",
+            ["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--script", "nowhere/script.json"],
+            "--script: cannot read nowhere/script.json: No such file or directory",
         ),
         (["agent", "create", "--workspace", str(uuid.UUID(int=1)), "--name", "a", "--script", "[1"], "--script: "),
         (
@@ -223,3 +233,63 @@ def test_a_socket_that_was_not_inherited_is_bad_usage(command: Command, monkeypa
     code, out, err = command("serve", "--fd", "987")
     assert (code, out) == (64, "")
     assert err.startswith("python -m service: --fd 987: no listening socket was inherited")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("workspace", "create", "\udcff"), ("token", "revoke", "\udcff"), ("serve", "--port", "0", "--host", "\udcff")],
+)
+def test_an_argument_that_is_no_utf_8_is_bad_usage(command: Command, arguments: tuple[str, ...]) -> None:
+    code, out, err = command(*arguments)
+    assert (code, out) == (64, "")
+    assert err == f"python -m service: argument {len(arguments)} is not valid UTF-8\n"
+
+
+def test_a_script_that_is_nested_too_deeply_is_bad_usage(administration: Command) -> None:
+    script = '[{"kind": ' + "[" * 5000 + "]" * 5000 + "}]"
+    code, _, err = administration(
+        "agent", "create", "--workspace", str(uuid.uuid4()), "--name", "a", "--script", script
+    )
+    assert (code, err) == (64, "python -m service: --script: it is nested too deeply\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        (
+            "DATABASE_URL",
+            "postgresql://x@127.0.0.1:99999/db",
+            "DATABASE_URL is not an address: Port",
+        ),
+        ("DATABASE_URL", "postgresql://[::1/db", "DATABASE_URL is not an address: Invalid IPv6 URL"),
+        ("DATABASE_URL", "postgresql://x@127.0.0.1:1/db?colour=red", "DATABASE_URL: the parameter colour is not known"),
+        ("REDIS_URL", "http://127.0.0.1:1", "REDIS_URL must begin with redis://, rediss:// or unix://"),
+        ("PLIMSOLL_STACK_DIR", "data/\udcff", "PLIMSOLL_STACK_DIR is not valid UTF-8"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
+) -> None:
+    if name != "PLIMSOLL_STACK_DIR":
+        monkeypatch.setenv("DATABASE_URL", "postgresql://x@127.0.0.1:1/db")
+        monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv(name, value)
+    code, out, err = command("workspace", "create", "a")
+    assert (code, out, err.count("\n"), sentence in err) == (1, "", 1, True), err
+
+
+@pytest.mark.parametrize(("part", "other"), [("/", ""), ("plimsoll@", "nobody@")])
+def test_a_database_or_user_that_does_not_exist_is_one_line(
+    command: Command, database_url: str, monkeypatch: pytest.MonkeyPatch, part: str, other: str
+) -> None:
+    address, query = database_url.split("?")
+    head, _, name = address.rpartition("/")
+    monkeypatch.setenv("DATABASE_URL", f"{head}/absent?{query}" if part == "/" else database_url.replace(part, other))
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    code, out, err = command("workspace", "create", "a")
+    assert (code, out, err.count("\n")) == (1, "", 1), (name, err)
+    assert "cannot reach the database that DATABASE_URL names" in err
+
+
+def test_a_libpq_sslmode_is_understood() -> None:
+    assert sqlalchemy_url("postgresql://u@h/d?sslmode=require") == "postgresql+asyncpg://u@h/d?ssl=require"

@@ -8,7 +8,8 @@ import uuid
 import pytest
 
 from service.errors import IllegalState, NotFound
-from service.families import CancelOutcome, cancel_run
+from service.families import cancel_run
+from service.ledger import Written
 from service.runs import new_id
 from service.tick import Ticker
 from tests.tenants import Tenant
@@ -16,7 +17,7 @@ from tests.tenants import Tenant
 SLOW = {"kind": "MODEL_CALL", "latency_ms": 3_600_000}
 
 
-async def cancel(tenant: Tenant, run_id: uuid.UUID, reason: str | None = None) -> CancelOutcome:
+async def cancel(tenant: Tenant, run_id: uuid.UUID, reason: str | None = None) -> Written:
     """Cancel in a transaction of its own."""
     async with tenant.database.begin() as connection:
         return await cancel_run(connection, run_id, reason)
@@ -87,7 +88,7 @@ async def test_a_run_cancelled_by_many_at_once_is_cancelled_once(tenant: Tenant)
 
     answers = await asyncio.gather(*(cancel(tenant, run_id) for _ in range(5)), return_exceptions=True)
 
-    assert sorted(type(answer).__name__ for answer in answers) == ["CancelOutcome", *["IllegalState"] * 4]
+    assert sorted(type(answer).__name__ for answer in answers) == [*["IllegalState"] * 4, "Written"]
     assert await tenant.faults() == []
 
 
@@ -104,7 +105,7 @@ async def test_a_spawn_that_races_with_a_cancel_is_cancelled_or_refused(tenant: 
             return_exceptions=True,
         )
 
-        assert all(isinstance(answer, (uuid.UUID, CancelOutcome, IllegalState)) for answer in answers)
+        assert all(isinstance(answer, (uuid.UUID, Written, IllegalState)) for answer in answers)
     assert await tenant.rows("SELECT run_id FROM runs WHERE ended_at IS NULL") == []
     assert await tenant.faults() == []
 
@@ -127,6 +128,6 @@ async def test_cancels_ticks_and_spawns_at_once_leave_whole_families(tenant: Ten
     )
     await turn()
 
-    assert {type(answer) for answer in answers} <= {type(None), uuid.UUID, CancelOutcome, IllegalState}
+    assert {type(answer) for answer in answers} <= {type(None), uuid.UUID, Written, IllegalState}
     assert await tenant.rows("SELECT run_id FROM runs WHERE ended_at IS NULL") == []
     assert await tenant.faults() == []

@@ -92,3 +92,15 @@ async def test_drain_returns_when_every_call_is_answered() -> None:
     calls = [grouping.submit(n) for n in range(4)]
     await grouping.drain()
     assert [call.result() for call in calls] == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+async def test_a_call_made_in_the_turn_in_which_every_lane_ends_is_performed(lanes: int) -> None:
+    grouping = Grouping(Echo().perform, lanes=lanes, most=1)
+
+    async def ask_twice(number: int) -> list[int]:
+        return [await grouping.submit(number), await grouping.submit(number + 1)]
+
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*(ask_twice(10 * lane) for lane in range(lanes)))
+    assert answers == [[100 * lane, 100 * lane + 10] for lane in range(lanes)]

@@ -18,31 +18,12 @@ from service.errors import IllegalState
 from service.families import cancel_run
 from service.settings import Settings
 from service.tallies import Tallies
-from service.tick import Claim, Ticker
+from service.tick import MOST_ATTEMPTS, Ticker
 from service.workspaces import Agents
-from tests.tenants import Tenant
+from tests.tenants import Tenant, drain, expire_leases, settle
 
 FAILING = {"kind": "TOOL_CALL", "error": "out of tea"}
 SLOW = {"kind": "MODEL_CALL", "latency_ms": 3_600_000}
-
-
-async def settle(ticker: Ticker, claims: list[Claim]) -> None:
-    """Do what a worker does with claims."""
-    await ticker.settle(claims, await ticker.outcomes(claims))
-
-
-async def drain(ticker: Ticker) -> int:
-    """Turn over until nothing is due; returns how many turns it took."""
-    turns = 0
-    while claims := await ticker.claim():
-        await settle(ticker, claims)
-        turns += 1
-    return turns
-
-
-async def expire_leases(tenant: Tenant) -> None:
-    """Let every lease end now."""
-    await tenant.write("UPDATE runs SET next_tick_at = now() - interval '1 ms' WHERE next_tick_at > now()")
 
 
 async def test_a_default_run_takes_two_ticks_and_five_events(tenant: Tenant, ticker: Ticker) -> None:
@@ -184,7 +165,7 @@ async def test_a_parent_waits_for_a_slow_child_and_takes_one_tick_more(tenant: T
     await drain(ticker)
     assert await tenant.statuses(parent, child) == ["WAITING_FOR_SUBRUN", "RUNNING"]
 
-    await tenant.write("UPDATE runs SET next_tick_at = now() WHERE run_id = :child", child=child)
+    await tenant.write("UPDATE runs SET next_tick_at = now(), step_due_at = now() WHERE run_id = :child", child=child)
     turns = await drain(ticker)
 
     assert turns == 2  # the child's step, then the parent's join
@@ -236,7 +217,9 @@ async def test_a_failed_child_fails_its_parent_and_takes_its_siblings_with_it(te
         "subrun_cancelled",
         "state_changed",
     ]
-    assert (await tenant.row(parent))["error_summary"] == "1 of 2 subruns ended FAILED or CANCELED (FAIL_FAST)"
+    assert (await tenant.row(parent))["error_summary"] == (
+        f"group group of {parent}: 1 of 2 subruns ended FAILED or CANCELED (WAIT_ALL, FAIL_FAST)"
+    )
     assert await tenant.faults() == []
 
 
@@ -322,6 +305,58 @@ async def test_a_run_that_cannot_be_written_is_tried_ever_more_rarely(tenant: Te
         await expire_leases(tenant)
 
     assert [round(delay / Settings.lease_s) for delay in delays] == [2, 4, 8]
+    assert (await tenant.row(culprit))["vain_attempts"] == 3
+
+
+@pytest.mark.usefixtures("logged")
+async def test_the_last_of_many_vain_attempts_fails_the_run_with_its_family(tenant: Tenant, ticker: Ticker) -> None:
+    parent = await tenant.run(await tenant.agent(SLOW))
+    culprit = await tenant.spawn(parent, await tenant.agent({"kind": "PLAN"}))
+    grandchild = await tenant.spawn(culprit, await tenant.agent(SLOW))
+    await tenant.write(
+        "INSERT INTO steps SELECT run_id, 2, 'PLAN', '{}', correlation_id, now() FROM runs WHERE run_id = :culprit",
+        culprit=culprit,
+    )
+
+    for attempt in range(MOST_ATTEMPTS):
+        assert await tenant.status(culprit) == "PENDING", attempt
+        await drain(ticker)
+        await tenant.write(
+            "UPDATE runs SET next_tick_at = now() WHERE run_id = :culprit AND ended_at IS NULL", culprit=culprit
+        )
+    await drain(ticker)
+
+    assert await tenant.statuses(parent, culprit, grandchild) == ["FAILED", "FAILED", "CANCELED"]
+    assert (await tenant.row(culprit))["error_summary"] == (
+        "could not be advanced in 8 attempts, the last one: UniqueViolationError"
+    )
+
+
+@pytest.mark.usefixtures("logged")
+async def test_a_turn_that_succeeds_sets_the_vain_attempts_back(tenant: Tenant, ticker: Ticker) -> None:
+    run_id = await tenant.run()
+    claims = await ticker.claim()
+    await ticker.postpone(claims[0], RuntimeError("the endpoint did not answer"))
+    assert (await tenant.row(run_id))["vain_attempts"] == 1
+
+    await expire_leases(tenant)
+    await drain(ticker)
+
+    row = await tenant.row(run_id)
+    assert (row["status"], row["vain_attempts"], row["ticks"]) == ("COMPLETED", 0, 2)
+
+
+@pytest.mark.usefixtures("logged")
+async def test_a_worker_that_lost_its_claim_postpones_nothing(tenant: Tenant, ticker: Ticker) -> None:
+    run_id = await tenant.run()
+    claims = await ticker.claim()
+    await expire_leases(tenant)
+    await ticker.claim()
+    before = await tenant.row(run_id)
+
+    await ticker.postpone(claims[0], RuntimeError("too late"))
+
+    assert await tenant.row(run_id) == before
 
 
 async def test_an_outage_is_the_callers_to_handle(tenant: Tenant, ticker: Ticker) -> None:

@@ -48,7 +48,9 @@ def upgrade() -> None:
         sa.Column("correlation_id", sa.Uuid, nullable=False),
         sa.Column("input_text", sa.Text, nullable=False, server_default=""),
         sa.Column("channel", sa.Text, nullable=False, server_default=""),
-        sa.Column("metadata", postgresql.JSONB, nullable=False, server_default="{}"),
+        # Text, not JSONB: that one writes numbers out in full, so that ten characters of a request, 1e131071, would
+        # become 131 kB of every answer that shows the run.
+        sa.Column("metadata", postgresql.JSON, nullable=False, server_default="{}"),
         sa.Column("group_id", sa.Text),
         sa.Column("expected_subruns", sa.Integer, nullable=False, server_default="0"),
         sa.Column("max_wait_seconds", sa.Float, nullable=False, server_default="60"),
@@ -104,7 +106,7 @@ def upgrade() -> None:
         sa.Column("key", sa.Text, primary_key=True),
         sa.Column("body_hash", sa.LargeBinary, nullable=False),
         sa.Column("run_id", sa.Uuid, nullable=False),
-        sa.Column("created_at", _Instant, nullable=False),
+        sa.Column("created_at", _Instant, nullable=False, index=True),
     )
 
 

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from service.app import create_app
 from service.auth import issue_token
 from service.db import Database
 from service.embedded import Stack
+from service.server import configuration
 from service.settings import Settings
 from service.workspaces import create_agent, create_workspace
 
@@ -85,12 +87,16 @@ def redis_url(stack: Stack) -> str:
 
 
 @pytest.fixture(scope="session")
-def url(database_url: str, redis_url: str) -> Iterator[str]:
+def archive_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the service looks for bundles."""
+    return tmp_path_factory.mktemp("archives")
+
+
+@pytest.fixture(scope="session")
+def url(database_url: str, redis_url: str, archive_dir: Path) -> Iterator[str]:
     """Where the service listens: the real application in a thread and an event loop of its own."""
-    app = create_app(Settings(database_url, redis_url, log_level="error"))
-    server = ReadyServer(
-        uvicorn.Config(app, port=0, loop="none", http="httptools", log_level="error", server_header=False)
-    )
+    app = create_app(Settings(database_url, redis_url, log_level="error", archive_dir=archive_dir))
+    server = ReadyServer(configuration(app, port=0, loop="none", log_level="error"))
     thread = threading.Thread(target=server.run, name="service")
     thread.start()
     assert server.ready.wait(30), "the service did not start"

@@ -12,6 +12,8 @@ from sqlalchemy import text
 from service.auth import Callers, Role, hash_token, issue_token, revoke_token
 from service.db import Database
 from service.errors import Unauthenticated
+from service.quota.inforce import Quotas
+from service.quota.limits import DEFAULT, LIFTED
 
 
 class Clock:
@@ -99,18 +101,18 @@ async def test_an_absent_workspace_has_no_agents_and_no_tokens(installation: htt
 
 
 async def test_a_change_of_quota_class_is_in_force_within_a_second(
-    installation: httpx.AsyncClient, tenant: Any
+    installation: httpx.AsyncClient, tenant: Any, database: Database
 ) -> None:
-    body = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id)}
-    for _ in range(5):
-        await tenant.create()
-    assert (await tenant.operator.post("/api/runs/", json=body)).status_code == 429
+    clock = Clock()
+    quotas = Quotas(database, clock.monotonic)
+    assert await quotas.of(tenant.workspace_id) == DEFAULT
     changed = await installation.patch(f"/api/workspaces/{tenant.workspace_id}/", json={"quota_class": "calibration"})
     assert changed.json()["quota_class"] == "calibration"
-    # More creates than the quota could ever admit: they pass once the process has looked again.
-    passed = [(await tenant.operator.post("/api/runs/", json=body)).status_code for _ in range(400)]
-    assert 200 in passed
-    assert set(passed[passed.index(200) :]) == {200}
+    clock.at_s = 0.999
+    assert quotas.known(tenant.workspace_id) == DEFAULT
+    clock.at_s = 1.0
+    assert quotas.known(tenant.workspace_id) is None
+    assert await quotas.of(tenant.workspace_id) == LIFTED
 
 
 async def test_the_database_never_holds_a_token(database: Database, tenant: Any) -> None:
@@ -161,3 +163,12 @@ async def test_the_scheme_is_read_without_regard_to_case(database: Database) -> 
         issued = await issue_token(connection, None, "ADMIN")
     caller = await Callers(database).identify(f"bEARER {issued.token}".encode())
     assert (caller.role, caller.workspace_id) == (Role.ADMIN, None)
+
+
+async def test_a_header_that_is_far_too_long_is_unknown_and_not_remembered(database: Database) -> None:
+    async with database.begin() as connection:
+        token = (await issue_token(connection, None, "OWNER")).token
+    callers = Callers(database)
+    padded = b"Bearer " + b" " * 60_000 + token.encode()
+    assert await refused(callers, padded)
+    assert callers.remembered(padded) is None

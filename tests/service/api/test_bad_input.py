@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import httpx
@@ -86,9 +88,46 @@ async def test_a_bad_query_is_refused_by_name(tenant: Any, path: str, status: in
     assert (answer.status_code, names in answer.json()["error"]) == (status, True), answer.text
 
 
-async def test_another_method_is_not_allowed(tenant: Any) -> None:
+async def test_another_method_is_not_allowed_and_all_that_are_are_named(tenant: Any) -> None:
     answer = await tenant.operator.delete("/api/runs/")
     assert (answer.status_code, answer.json()["type"]) == (405, "urn:plimsoll:problem:method-not-allowed")
+    assert answer.headers["allow"] == "GET, HEAD, POST"
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"input_text":'], ids=["nothing", "a part"])
+@pytest.mark.parametrize("action", ["spawn_subrun", "cancel"])
+async def test_a_request_whose_body_never_came_does_nothing(tenant: Any, action: str, sent: bytes) -> None:
+    run_id = (await tenant.create(expected_subruns=1))["run_id"]
+    url = httpx.URL(tenant.url)
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    head = (
+        f"POST /api/runs/{run_id}/{action}/ HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {tenant.tokens['OPERATOR']}\r\nContent-Length: 60\r\n\r\n"
+    )
+    writer.write(head.encode() + sent)
+    await writer.drain()
+    await asyncio.sleep(0.1)  # the request is being read
+    writer.close()
+    await asyncio.sleep(0.3)
+    run = (await tenant.snapshot(run_id))["run"]
+    assert (run["status"], run["spawned_subruns"]) == ("PENDING", 0)
+
+
+async def test_metadata_of_any_depth_is_kept_or_refused(tenant: Any) -> None:
+    ids = f'"workspace_id":"{tenant.workspace_id}","agent_id":"{tenant.agent_id}"'
+    for depth in range(965, 985):  # where reading a part of the body meets the recursion limit and the whole does not
+        nested = "[" * depth + '"\\\\u0000"' + "]" * depth
+        answer = await tenant.operator.post("/api/runs/", content=f'{{{ids},"metadata":{{"a":{nested}}}}}')
+        assert answer.status_code in (200, 400, 429), (depth, answer.text)
+
+
+async def test_metadata_comes_back_as_it_was_written_and_no_longer(tenant: Any) -> None:
+    ids = f'"workspace_id":"{tenant.workspace_id}","agent_id":"{tenant.agent_id}"'
+    numbers = ",".join(["1e131071"] * 9000)  # written out, more than PostgreSQL puts into one text
+    created = await tenant.operator.post("/api/runs/", content=f'{{{ids},"metadata":{{"a":[{numbers}]}}}}')
+    for path in ("", "snapshot/"):
+        answer = await tenant.operator.get(f"/api/runs/{created.json()['run_id']}/{path}")
+        assert (answer.status_code, len(answer.content) < 100_000, numbers in answer.text) == (200, True, True)
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Basic abc", "Bearer plim_unknown", "Bearer \u00e4"])
@@ -106,3 +145,31 @@ async def test_every_answer_carries_server_timing(tenant: Any) -> None:
     for path in ("/livez", "/readyz", "/metrics", f"/api/runs/{run_id}/snapshot/", "/api/nothing/", "/api/runs/x/"):
         timing = (await tenant.operator.get(path)).headers["server-timing"]
         assert [part.split(";")[0] for part in timing.split(", ")] == ["auth", "quota", "db", "publish", "app"], path
+
+
+async def test_a_refused_body_costs_no_quota(tenant: Any) -> None:
+    bad = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id), "metadata": [1]}
+    answers = [(await tenant.operator.post("/api/runs/", json=bad)).status_code for _ in range(30)]
+    assert set(answers) == {422}
+
+
+async def test_a_head_without_an_end_is_cut_off(url: str) -> None:
+    host, port = httpx.URL(url).host, httpx.URL(url).port
+    reader, writer = await asyncio.open_connection(host, port)
+    told = b""
+    with contextlib.suppress(ConnectionError):  # what is still on its way when the service closes is met with a reset
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n")
+        for _ in range(8):
+            writer.write(b"x-long: " + b"y" * 65_536 + b"\r\n")
+            await writer.drain()
+        told = await asyncio.wait_for(reader.read(), 10)
+    assert told == b"" or told.startswith(b"HTTP/1.1 400 ")
+    with contextlib.suppress(ConnectionError):
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_large_body_in_one_piece_is_no_large_head(tenant: Any) -> None:
+    body = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id), "input_text": "x" * 900_000}
+    for _ in range(2):
+        assert (await tenant.operator.post("/api/runs/", json=body)).status_code == 200

@@ -12,6 +12,9 @@ import pytest
 from sqlalchemy import text
 
 from service.db import Database
+from service.idempotency import IdempotencyKeys, KeyedWrite
+from service.runs import new_id
+from service.workspaces import create_agent
 
 ABSENT = "01a00000-0000-7000-8000-000000000000"
 
@@ -108,16 +111,22 @@ async def test_a_final_run_spawns_nothing(tenant: Any, database: Database) -> No
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"join_policy": "WAIT_ANY"}, "options.join_policy"),
-        ({"failure_policy": "IGNORE_FAILURE"}, "options.failure_policy"),
+        ({"join_policy": "WAIT_SOME"}, "options.join_policy"),
+        ({"failure_policy": "SHRUG"}, "options.failure_policy"),
         ({"quorum": 2}, "options.quorum"),
-        ({"timeout_seconds": 3}, "options.timeout_seconds"),
+        ({"join_policy": "QUORUM"}, "options.quorum"),
+        ({"join_policy": "QUORUM", "quorum": 0}, "options.quorum"),
+        ({"join_policy": "QUORUM", "quorum": 5}, "options.quorum"),
+        ({"join_policy": "QUORUM", "quorum": 1.5}, "options.quorum"),
+        ({"join_policy": "TIMEOUT"}, "options.timeout_seconds"),
+        ({"join_policy": "TIMEOUT", "timeout_seconds": 0}, "options.timeout_seconds"),
+        ({"join_policy": "TIMEOUT", "timeout_seconds": 86_401}, "options.timeout_seconds"),
         ({"group_id": ""}, "options.group_id"),
         ({"metadata": [1]}, "options.metadata"),
         ({"colour": "red"}, "options.colour"),
     ],
 )
-async def test_an_unsupported_spawn_option_is_refused_by_name(tenant: Any, options: dict[str, Any], field: str) -> None:
+async def test_a_bad_spawn_option_is_refused_by_name(tenant: Any, options: dict[str, Any], field: str) -> None:
     run_id = (await tenant.create())["run_id"]
     answer = await tenant.operator.post(f"/api/runs/{run_id}/spawn_subrun/", json={"options": options})
     assert (answer.status_code, answer.json()["field"]) == (422, field)
@@ -160,17 +169,24 @@ async def test_a_refused_create_gives_its_key_back(tenant: Any, database: Databa
     assert (await tenant.operator.post("/api/runs/", json=body, headers=key)).status_code == 200
 
 
-async def test_one_write_that_cannot_be_stored_fails_alone(new_tenant: Callable[..., Awaitable[Any]]) -> None:
+async def test_one_write_that_cannot_be_stored_fails_alone(
+    new_tenant: Callable[..., Awaitable[Any]], database: Database
+) -> None:
     tenant = await new_tenant("calibration")
     good = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id)}
-    too_large_a_number = '{"n": ' + "9" * 200_000 + "}"  # valid JSON, more digits than PostgreSQL's numeric has
-    bad = f'{{"workspace_id":"{tenant.workspace_id}","agent_id":"{tenant.agent_id}","metadata":{too_large_a_number}}}'
+    async with database.begin() as connection:
+        lost = await create_agent(connection, tenant.workspace_id, "lost")
+    bad = {**good, "agent_id": str(lost)}
+    refused = await tenant.operator.post("/api/runs/", json={**bad, "metadata": 7})
+    assert refused.status_code == 422  # and the service has met the agent
+    async with database.begin() as connection:
+        await connection.execute(text("DELETE FROM agents WHERE agent_id = :lost"), {"lost": lost})
     answers = await asyncio.gather(
         *(tenant.operator.post("/api/runs/", json=good) for _ in range(10)),
-        tenant.operator.post("/api/runs/", content=bad),
+        tenant.operator.post("/api/runs/", json=bad),
         *(tenant.operator.post("/api/runs/", json=good) for _ in range(10)),
     )
-    assert [answer.status_code for answer in answers] == [200] * 10 + [422] + [200] * 10
+    assert [answer.status_code for answer in answers] == [200] * 10 + [503] + [200] * 10
 
 
 async def test_caps_hold_when_many_ask_at_once(tenant: Any) -> None:
@@ -212,6 +228,8 @@ async def test_a_foreign_object_and_an_absent_one_are_told_alike(
         ("GET", "/api/runs/{}/snapshot/", {}),
         ("POST", "/api/runs/{}/spawn_subrun/", {"json": {}}),
         ("POST", "/api/runs/{}/cancel/", {"json": {}}),
+        ("POST", "/api/runs/{}/pause/", {"json": {}}),
+        ("POST", "/api/runs/{}/resume/", {"json": {}}),
     ]
     for method, path, more in routes:
         foreign, absent = await ask(method, path, run_id, **more), await ask(method, path, ABSENT, **more)
@@ -241,6 +259,8 @@ async def test_a_viewer_reads_and_changes_nothing(tenant: Any) -> None:
         ("/api/runs/", body),
         (f"/api/runs/{run_id}/spawn_subrun/", {}),
         (f"/api/runs/{run_id}/cancel/", {}),
+        (f"/api/runs/{run_id}/pause/", {}),
+        (f"/api/runs/{run_id}/resume/", {}),
     ):
         answer = await viewer.post(path, json=sent)
         assert (answer.status_code, answer.json()["type"]) == (403, "urn:plimsoll:problem:role-too-low"), path
@@ -254,3 +274,19 @@ async def test_what_is_written_is_in_the_database_before_the_answer(tenant: Any,
             {"run_id": run_id},
         )
         assert found.one()._asdict() == {"status": "PENDING", "last_seq": 1, "due": True}
+
+
+async def test_a_key_is_forgotten_after_a_day_and_may_be_used_again(tenant: Any, database: Database) -> None:
+    body = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id)}
+    key = {"idempotency-key": "daily"}
+    first = (await tenant.operator.post("/api/runs/", json=body, headers=key)).json()["run_id"]
+    async with database.begin() as connection:
+        await connection.execute(
+            text("UPDATE idempotency_keys SET created_at = created_at - interval '25 hours' WHERE run_id = :run_id"),
+            {"run_id": first},
+        )
+        assert (
+            await IdempotencyKeys().claim(connection, [KeyedWrite(tenant.workspace_id, "other", b"", new_id())]) == {}
+        )
+    second = (await tenant.operator.post("/api/runs/", json=body, headers=key)).json()["run_id"]
+    assert second != first

@@ -77,7 +77,8 @@ async def test_a_rested_workspace_may_spend_its_burst_and_no_more(redis_url: str
         rates, workspace_id = Rates(client), uuid.uuid4()
         first = await rates.take(workspace_id, RATE, Limit.RUN_CREATION)
         assert first == {"ratelimit-policy": '"run_creation";q=2;w=4', "ratelimit": '"run_creation";r=1;t=0'}
-        await rates.take(workspace_id, RATE, Limit.RUN_CREATION)
+        last = await rates.take(workspace_id, RATE, Limit.RUN_CREATION)
+        assert last["ratelimit"] == '"run_creation";r=0;t=2'
         with pytest.raises(QuotaExceeded) as refusal:
             await rates.take(workspace_id, RATE, Limit.RUN_CREATION)
         assert refusal.value.headers()["retry-after"] == "2"
@@ -96,11 +97,20 @@ async def test_a_request_under_two_rates_takes_of_both_or_of_none(redis_url: str
         assert await client.hget(bucket(workspace_id, Limit.SUBRUN_SPAWN), "at") == level
 
 
+def test_after_a_clock_stepped_back_a_full_bucket_drains_by_the_new_time(redis_for_module: redis.Redis) -> None:
+    timed, key = redis_for_module.register_script(SCRIPT.replace(AT, "local time = {ARGV[3], 0}")), uuid.uuid4().hex
+    one_per_s = [1000, 1]
+    # The clock steps back by an hour before the second request, and goes on.
+    refused = [timed([key], [*one_per_s, at_s])[0][2] for at_s in (1_800_003_600, 1_800_000_000, 1_800_000_001)]
+    assert refused == [0, 1, 0]
+
+
 async def test_workspaces_do_not_share_a_bucket(redis_url: str) -> None:
     async with redis.asyncio.from_url(redis_url) as client:
         rates = Rates(client)
         for _ in range(5):
-            await rates.take(uuid.uuid4(), RATE, Limit.RUN_CREATION)
+            fields = await rates.take(uuid.uuid4(), RATE, Limit.RUN_CREATION)
+            assert fields["ratelimit"] == '"run_creation";r=1;t=0'
 
 
 async def test_an_emptied_redis_gets_its_script_again(redis_url: str) -> None:
@@ -108,7 +118,8 @@ async def test_an_emptied_redis_gets_its_script_again(redis_url: str) -> None:
         rates, workspace_id = Rates(client), uuid.uuid4()
         await rates.take(workspace_id, RATE, Limit.SUBRUN_SPAWN)
         await client.script_flush()
-        await rates.take(workspace_id, RATE, Limit.SUBRUN_SPAWN)
+        fields = await rates.take(workspace_id, RATE, Limit.SUBRUN_SPAWN)
+        assert fields["ratelimit"].startswith('"subrun_spawn";r=')  # checked, not let through
 
 
 async def test_a_lifted_limit_costs_no_call() -> None:

@@ -164,7 +164,7 @@ async def test_a_command_whose_operation_is_not_in_the_route_table_is_not_suppor
 async def test_a_command_is_there_as_soon_as_its_operation_is(database: Database) -> None:
     seen = []
 
-    async def approve(exchange: Exchange[ReasonBody]) -> Answer:
+    async def approve(exchange: Exchange[ReasonBody]) -> Answer[None]:
         seen.append((exchange.path_id("toolcall_id", "tool call"), exchange.body.reason, exchange.caller.role))
         return answer_json({"status": "APPROVED"})
 

@@ -1,0 +1,86 @@
+"""What a report is asked for, checked before anything slow is imported or any load is made.
+
+Refused here, each with the flag that is at fault: paths that do not exist, an unknown notebook or parameter, a value of
+the wrong type, a file of SLOs with a typo, a folder that cannot be written (64), and last a path that exists and holds
+no sample set (2). What the samples themselves are worth is for `report` to say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BadUsage
+from harness.folders import NOTEBOOKS, find_in_checkout
+from harness.notebooks import Notebook, check_parameters, find_notebooks
+from harness.sampleset import read_manifest
+from harness.slofile import SLO_FILE, SloFileError, read_slos
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """A report that can be made, as far as can be told without reading the samples."""
+
+    samples: tuple[Path, ...]
+    slo_file: Path
+    notebooks: tuple[Notebook, ...]  # in the order in which their pages are named
+    parameters: dict[str, dict[str, Any]]  # of each notebook by its name, ours included
+    out: Path | None  # the folder that gets the files; null: a new one in data/reports
+    partial: bool  # judge also sets that were cut short
+
+
+def check_request(
+    samples: Sequence[Path],
+    notebooks: Sequence[str] | None = None,
+    out: Path | None = None,
+    *,
+    partial: bool = False,
+    parameters: Mapping[str, str] | None = None,
+    slo_file: Path = SLO_FILE,
+) -> Request:
+    """Return the request. `notebooks` are names, null for all of the checkout's; `parameters` are YAML texts by name.
+
+    Raises BadUsage that names the flag, or a SampleSetError for a path that is no sample set.
+    """
+    if not samples:
+        raise BadUsage("--samples needs at least one folder of a sample set")
+    for path in samples:
+        if not path.exists():
+            raise BadUsage(f"--samples {path} does not exist: give the folder of a sample set")
+    if out is not None:
+        _refuse_unwritable(out)
+    try:
+        slos = _checked_slos(slo_file)
+    except SloFileError as fault:
+        raise BadUsage(f"--slo {fault}") from None
+    chosen = find_notebooks(notebooks, find_in_checkout(NOTEBOOKS))
+    ours = {"samples": [str(path.resolve()) for path in samples], "partial": partial, "slo_file": str(slos.resolve())}
+    checked = check_parameters(chosen, ours, parameters or {})
+    for path in samples:
+        read_manifest(path)
+    return Request(tuple(samples), slos, chosen, checked, out, partial)
+
+
+def require_judgeable() -> None:
+    """Raise BadUsage when the checkout's own SLOs or notebooks cannot be used, before load is made to be judged."""
+    _checked_slos(SLO_FILE)
+    check_parameters(find_notebooks(None, find_in_checkout(NOTEBOOKS)), {}, {})
+
+
+def _checked_slos(file: Path) -> Path:
+    """Return where the file of SLOs is. Raises SloFileError for what is wrong in it."""
+    found = find_in_checkout(file)
+    read_slos(found)
+    return found
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Raise BadUsage when the folder can certainly not be made or written."""
+    nearest = next(above for above in (out, *out.absolute().parents) if above.exists())
+    if not nearest.is_dir():
+        raise BadUsage(f"--out {out}: cannot be written ({nearest} is a file)")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise BadUsage(f"--out {out}: cannot be written (no right to write in {nearest})")

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.errors import ExitCode
+from harness.evaluation import load
+from harness.sampleset import SampleSetError
+from tests.harness.synthetic import Plan, write_sample_set
+
+SLOS = Path(__file__).parents[2] / "data" / "slo.yaml"
+
+
+def test_without_paths_the_newest_set_of_the_checkout_is_read_from_within_its_notebooks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = write_sample_set(tmp_path / "data" / "samples", Plan(runs=5, measurement_id="older"))
+    written.rename(written.with_name("20250101T000000Z-smoke-older"))
+    write_sample_set(tmp_path / "data" / "samples", Plan(runs=5, measurement_id="newer"))
+    shutil.copy(SLOS, tmp_path / "data" / "slo.yaml")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert load().measurement_ids == ("newer",)
+
+
+def test_a_truncated_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    path = write_sample_set(tmp_path)
+    file = path / "runs.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(SampleSetError, match=r"runs\.parquet") as refusal:
+        load([path], SLOS)
+    assert refusal.value.exit_code is ExitCode.INVALID
+
+
+def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
+    path = write_sample_set(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    (path / "manifest.json").write_text(json.dumps(manifest | {"mode": "smoek"}), encoding="utf-8")
+    with pytest.raises(SampleSetError, match="its mode is 'smoek', this program knows smoke, burst"):
+        load([path], SLOS)
+
+
+def test_a_set_of_no_rows_leaves_every_promise_open(tmp_path: Path) -> None:
+    found = load(
+        [write_sample_set(tmp_path, Plan(runs=1), [lambda rows: rows.samples.clear()], {"planned_requests": 0})]
+    )
+    assert (found.findings, found.exit_code) == ((), ExitCode.INCONCLUSIVE)

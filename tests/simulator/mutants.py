@@ -1,0 +1,157 @@
+"""Bugs that engines of this kind have had, put back one at a time, so that a test can be tested.
+
+A mutant is a piece of a function's source and what stands there instead. One that no longer fits its function fails
+its test, so the list keeps up with the code.
+"""
+
+from __future__ import annotations
+import __future__
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from service import advance, changes, families, joins, tick
+from service.ledger import Ledger
+from service.pen import Pen
+
+
+class Mutant(NamedTuple):
+    """A seeded bug."""
+
+    bug: str  # as a sentence
+    function: Callable[..., Any]
+    old: str  # stands in the function's source exactly once
+    new: str
+
+
+MUTANTS = [
+    Mutant(
+        "nobody makes the run due for its next step",
+        advance._execute,
+        "run.step_due_at = pen.now + _latency(script[run.script_position])",
+        "run.step_due_at = None",
+    ),
+    Mutant(
+        "a worker that lost its claim writes all the same",
+        tick.settle_batch,
+        "run.epoch != claim.epoch or run.is_final",
+        "run.is_final",
+    ),
+    Mutant(
+        "the cursor of the script counts all steps, spawns too",
+        advance._execute,
+        "step = script[run.script_position]",
+        "step = script[min(run.step_count, len(script) - 1)]",
+    ),
+    Mutant(
+        "a resume leads to RUNNING, past a join",
+        changes.resume,
+        "pen.change_status(RunStatus(run.paused_from), reason)",
+        "pen.change_status(RunStatus.RUNNING, reason)",
+    ),
+    Mutant(
+        "a child that ends does not tell its parent",
+        Ledger.note,
+        "if run.is_final and run.parent_run_id is not None:",
+        "if run.status == 'FAILED' and run.parent_run_id is not None:",
+    ),
+    Mutant(
+        "a child that ends is counted twice",
+        changes.child_ended,
+        "pen.count([child])",
+        "pen.count([child, child] if parent.pending_subruns > 1 else [child])",
+    ),
+    Mutant(
+        "a run that ends leaves its children behind",
+        Pen.result,
+        "if group.pending and (run.is_final or group.leaves_siblings)",
+        "if group.pending and group.leaves_siblings",
+    ),
+    Mutant(
+        "an event's number is used twice",
+        Pen.event,
+        "run.last_seq += 1",
+        "run.last_seq += event_type != EventType.SUBRUN_CANCELLED",
+    ),
+    Mutant(
+        "a run that ends does not say when",
+        Pen.end,
+        "run.ended_at = self.now",
+        "run.ended_at = self.now if final is not RunStatus.FAILED else None",
+    ),
+    Mutant(
+        "a deadline is looked at only when a child ends",
+        Pen.schedule,
+        "clocks = (run.step_due_at, run.wait_until, *deadlines)",
+        "clocks = (run.step_due_at, run.wait_until)",
+    ),
+    Mutant(
+        "a quorum counts failures",
+        joins.judge,
+        "if policy is FailurePolicy.IGNORE_FAILURE else 0",
+        "if policy is not FailurePolicy.FAIL_FAST else 0",
+    ),
+    Mutant(
+        "a group that was joined fails with a straggler",
+        joins.judge,
+        "if group.state != GroupState.WAITING:",
+        "if group.state == GroupState.FAILED:",
+    ),
+    Mutant(
+        "a pause leaves the run to its worker",
+        changes.pause,
+        "paused.epoch += 1",
+        "paused.epoch += 0",
+    ),
+    Mutant(
+        "a paused run is woken by its child",
+        changes.child_ended,
+        "and run.status != RunStatus.PAUSED",
+        "",
+    ),
+    Mutant(
+        "a step is executed before its time when a child wakes its parent",
+        advance.advance,
+        "elif status in WITH_STEPS and pen.step_is_due:",
+        "elif status in WITH_STEPS:",
+    ),
+    Mutant(
+        "a run that cannot be written is tried for ever",
+        tick.Ticker.postpone,
+        "attempts >= MOST_ATTEMPTS",
+        "attempts >= 10**9",
+    ),
+    Mutant(
+        "a lease never ends",
+        tick.Ticker.claim,
+        '"lease_s": self._lease_s',
+        '"lease_s": 10.0**9',
+    ),
+    Mutant(
+        "siblings of siblings are cancelled with a group",
+        families._cancel_descendants,
+        "if descendant.group_id in group_ids if is_child else descendant.parent_run_id in ids:",
+        "if is_child and descendant.group_id in group_ids:",
+    ),
+]
+
+
+@contextmanager
+def mutated(mutant: Mutant) -> Iterator[None]:
+    """Give a function the mutant's code for the length of the block, wherever it was imported to."""
+    function = mutant.function
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(mutant.old) == 1, f"{mutant.old!r} is not in {function.__qualname__} exactly once"
+    code = compile(source.replace(mutant.old, mutant.new), mutant.bug, "exec", __future__.annotations.compiler_flag)
+    made: dict[str, Any] = {}
+    exec(code, function.__globals__, made)  # noqa: S102 - the test's own
+    (changed,) = made.values()
+    before = function.__code__
+    function.__code__ = changed.__code__
+    try:
+        yield
+    finally:
+        function.__code__ = before
