@@ -27,10 +27,10 @@ from service.stream.admission import Admission, Code, Place, Refused, refusal_of
 from service.stream.admission import path_id as path_id_of
 from service.stream.commands import Commands, Request, parse, refused
 from service.stream.frames import ack
-from service.stream.history import History
+from service.stream.history import Compacted, History
 from service.stream.hub import Hub
 from service.stream.outbox import Outbox
-from service.stream.tails import Compacted, Overflow, RunTail, WorkspaceTail
+from service.stream.tails import Overflow, RunTail, WorkspaceTail
 from service.stream.timing import Timing
 from service.telemetry import FRAMES_SENT, OPEN_SOCKETS, SLOW_CLIENTS_EVICTED, SOCKETS_ENDED
 
@@ -192,9 +192,9 @@ class Socket:
         while True:
             try:
                 await self._tail.pump()
-            except Compacted:
+            except Compacted as gone:
                 where = f"/api/runs/{self._place.run_id}/archives/"
-                raise Refused(Code.COMPACTED, f"events after since_seq are archived: {where}") from None
+                raise Refused(Code.COMPACTED, f"events up to {gone.through_seq} are archived: {where}") from None
             except Exception as fault:
                 if not is_outage(fault):  # of an outage the hub tells, once for all sockets
                     raise

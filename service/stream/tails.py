@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from service.events import EventType
 from service.runs import FINAL, RunStatus
 from service.stream.frames import APPROVALS, Happened, Topic, instant, push
-from service.stream.history import PAGE, History, rewind
+from service.stream.history import PAGE, Compacted, History, rewind
 from service.stream.outbox import Outbox
 from service.telemetry import GAPS_FILLED
 
@@ -30,10 +30,6 @@ MOST_ENDED = 10_000
 
 AT_ONCE = 64
 """Runs of a workspace that are read at the same time; their reads share queries."""
-
-
-class Compacted(Exception):
-    """Events that the client has not seen are in an archive only."""
 
 
 class Tail(Protocol):
@@ -134,7 +130,7 @@ class RunTail:
             page = await self._history.events(self.run_id, self.seq)
             for happened in page:
                 if happened.seq != self.seq + 1:
-                    raise Compacted
+                    raise RuntimeError(f"events of {self.run_id} have a gap before {happened.seq}")
                 await self._outbox.put(happened.run_frame)
                 self.seq = happened.seq
             if len(page) == PAGE:
@@ -229,12 +225,16 @@ class WorkspaceTail:
         """Push one run's events until all that are known to exist were pushed."""
         summary = self._summaries.get(run_id) or await self._begin(run_id, listed_at)
         while summary is not None and summary["last_seq"] < self._behind[run_id]:
-            page = await self._history.events(run_id, summary["last_seq"])
+            try:
+                page = await self._history.events(run_id, summary["last_seq"])
+            except Compacted as gone:  # a summary needs no history: go on behind what was compacted
+                summary.update(await self._history.summary(run_id) or summary, last_seq=gone.through_seq)
+                continue
             for happened in page:
                 for frame in self._frames(summary, happened):
                     await self._outbox.put(frame)
             self._keep(run_id, summary)
-            if not page:  # compacted, or purged
+            if not page:  # purged
                 break
         del self._behind[run_id]
         self._heard.pop(run_id, None)

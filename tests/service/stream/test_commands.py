@@ -63,6 +63,14 @@ async def test_a_run_is_cancelled_and_its_end_is_pushed(client: Client, run_id: 
     assert (again["type"], again["code"], again["status"]) == ("error", "illegal-state", 409)
 
 
+async def test_a_run_is_paused_and_resumed(client: Client) -> None:
+    paused, resumed = await client.answer("pause_run", reason="wait"), await client.answer("resume_run")
+    assert [(each["type"], each["data"]["status"]) for each in (paused, resumed)] == [
+        ("pause_run_ack", "PAUSED"),
+        ("resume_run_ack", "PENDING"),
+    ]
+
+
 async def test_another_run_may_be_named_and_on_a_workspace_must_be(tenant: Tenant, url: str, client: Client) -> None:
     other = await tenant.create()
     assert (await client.answer("cancel_run", run_id=other))["data"]["run_id"] == other
