@@ -26,12 +26,15 @@ RECENT_S = 60
 """How far back a look searches for runs that came and went unnoticed: longer than any transaction may take."""
 
 EVENTS = text("""
-    SELECT q.n, r.workspace_id, e.seq, e.event_type, e.payload::text AS payload, e.created_at
+    SELECT q.n, r.workspace_id, e.seq, e.event_type, e.payload::text AS payload, e.created_at,
+           CASE WHEN r.compacted_through_seq > q.since_seq THEN r.compacted_through_seq END AS compacted_through_seq
     FROM json_to_recordset(CAST(:asked AS json)) AS q(n int, run_id uuid, since_seq int)
     JOIN runs r ON r.run_id = q.run_id
-    CROSS JOIN LATERAL (
-        SELECT * FROM events WHERE events.run_id = q.run_id AND seq > q.since_seq ORDER BY seq LIMIT :page
-    ) e
+    LEFT JOIN LATERAL (
+        SELECT * FROM events WHERE events.run_id = q.run_id AND seq > q.since_seq
+            AND r.compacted_through_seq <= q.since_seq
+        ORDER BY seq LIMIT :page
+    ) e ON true
     ORDER BY q.n, e.seq
 """)
 
@@ -54,6 +57,14 @@ STANDING = text("""
 
 Asked = tuple[uuid.UUID, int]
 """A run and the sequence number after which events are wanted."""
+
+
+class Compacted(Exception):
+    """Some of the events that were asked for are in an archive only; `through_seq` is the number from which to ask."""
+
+    def __init__(self, through_seq: int) -> None:
+        super().__init__(through_seq)
+        self.through_seq = through_seq
 
 
 class Standing(NamedTuple):
@@ -80,7 +91,7 @@ class History:
         self._runs: Grouping[uuid.UUID, dict[str, Any] | None] = Grouping(self._read_runs, lanes=2)
 
     async def events(self, run_id: uuid.UUID, since_seq: int) -> list[Happened]:
-        """Return the next events of a run, in order, at most `PAGE`."""
+        """Return the next events of a run, in order and without a gap, at most `PAGE`; raises Compacted."""
         return await self._events.submit((run_id, since_seq))
 
     async def summary(self, run_id: uuid.UUID) -> dict[str, Any] | None:
@@ -107,18 +118,23 @@ class History:
         async with self._database.read() as connection:
             return [Standing(*row) for row in await connection.execute(STANDING, parameters)]
 
-    async def _read_events(self, asked: Sequence[Asked]) -> Sequence[list[Happened]]:
+    async def _read_events(self, asked: Sequence[Asked]) -> Sequence[list[Happened] | Exception]:
         distinct = list(dict.fromkeys(asked))
         wanted = [{"n": n, "run_id": run_id, "since_seq": since} for n, (run_id, since) in enumerate(distinct)]
         found: list[list[Happened]] = [[] for _ in distinct]
+        compacted: dict[int, Exception] = {}
         async with self._database.read() as connection:
             for row in await connection.execute(EVENTS, {"asked": rows(wanted), "page": PAGE}):
+                if row.compacted_through_seq is not None:
+                    compacted[row.n] = Compacted(row.compacted_through_seq)
+                if row.seq is None:
+                    continue
                 payload = msgspec.json.decode(row.payload)
                 found[row.n].append(
                     Happened(row.workspace_id, distinct[row.n][0], row.seq, row.event_type, payload, row.created_at)
                 )
         number = {each: n for n, each in enumerate(distinct)}
-        return [found[number[each]] for each in asked]
+        return [compacted.get(number[each]) or found[number[each]] for each in asked]
 
     async def _read_runs(self, run_ids: Sequence[uuid.UUID]) -> Sequence[dict[str, Any] | None]:
         async with self._database.read() as connection:

@@ -1,7 +1,7 @@
 """What waits to be sent on one socket: a queue with two bounds, so that a client that does not read costs a known sum.
 
-Live events are offered and never wait: a full outbox means that the client is too slow. Replays and answers wait for
-room, which holds back the one who asked and nobody else.
+Live events never wait: one that finds the outbox full is left in the database, and read there when there is room
+(`tails`). Replays and answers wait for room, which holds back the one who asked and nobody else.
 """
 
 from __future__ import annotations
@@ -35,18 +35,22 @@ class Outbox:
         """Whether nothing more may wait."""
         return len(self._frames) >= self._most_frames or self._bytes >= self._most_bytes
 
-    def offer(self, frame: str) -> bool:
-        """Add a frame; False, and nothing added, when the outbox is full."""
-        if self.full:
-            return False
+    def add(self, frame: str) -> None:
+        """Add a frame; who must not wait asks first whether the outbox is full."""
         self._frames.append(frame)
         self._bytes += len(frame)
         self._filled.set()
-        return True
 
     async def put(self, frame: str) -> None:
         """Add a frame as soon as there is room."""
-        while not self.offer(frame):
+        while self.full:
+            self._room.clear()
+            await self._room.wait()
+        self.add(frame)
+
+    async def drained(self) -> None:
+        """Return when at most half of the outbox is taken."""
+        while len(self._frames) > self._most_frames // 2 or self._bytes > self._most_bytes // 2:
             self._room.clear()
             await self._room.wait()
 

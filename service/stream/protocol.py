@@ -1,9 +1,8 @@
 """The server's side of a socket below the application: what uvicorn's own protocol leaves open for clients that stall.
 
-An application can send a close frame only when the transport takes data again, which is never for the very client that
-must be told that it is too slow; and a transport that is closed still waits for its data to be taken, for as long as
-the client's kernel answers. So here a close frame may always be written behind what waits, and a connection that was
-closed is cut when the client has not parted within a bounded time. Small send buffers make a stall visible early.
+A close frame waits until the transport takes data again, and a transport that is closed waits until its data are taken:
+for a client that stalls, both may last as long as its kernel answers. So here a connection that the service closes is
+cut when the client has not parted within a bounded time. Small send buffers make a stall visible early.
 """
 
 from __future__ import annotations
@@ -33,18 +32,19 @@ SHUTDOWN_PARTING_S = 1.0
 class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, with an end to all waiting."""
 
+    parting_s = PARTING_S  # tests are less patient
+
     def connection_made(self, transport: BaseTransport) -> None:
         """Keep the kernel's share of what waits small."""
         super().connection_made(transport)
-        self.close_timeout = PARTING_S
+        self.close_timeout = self.parting_s
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Send; a close frame goes behind what waits, without waiting until the client takes it."""
+        """Send; from a close frame on, the client's time is bounded."""
         if message["type"] == "websocket.close" and self.handshake_complete and not self.disconnected:
-            self.writable.set()
-            self._cut_after(PARTING_S)
+            self._cut_after(self.parting_s)
         await super().send(message)
 
     def keepalive_timeout(self) -> None:

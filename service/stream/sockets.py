@@ -2,8 +2,8 @@
 
 The tasks: *read* takes commands, one after the other; *write* empties the outbox; *pump* fills it from the database;
 *guard* asks every half minute whether the token is still in force. Nothing one socket does can hold up another: what is
-pushed live is offered to the outbox and never waits (`outbox`), and a write that makes no progress for some seconds
-ends this socket alone. The intervals are in `timing`.
+pushed live never waits (`outbox`), and a write that makes no progress for some seconds, or a client that does not keep
+up, ends this socket alone. The intervals are in `timing`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from service.stream.admission import Admission, Code, Place, Refused, refusal_of
 from service.stream.admission import path_id as path_id_of
 from service.stream.commands import Commands, Request, parse, refused
 from service.stream.frames import ack
-from service.stream.history import History
+from service.stream.history import Compacted, History
 from service.stream.hub import Hub
 from service.stream.outbox import Outbox
-from service.stream.tails import Compacted, RunTail, WorkspaceTail
+from service.stream.tails import Overflow, RunTail, WorkspaceTail
 from service.stream.timing import Timing
 from service.telemetry import FRAMES_SENT, OPEN_SOCKETS, SLOW_CLIENTS_EVICTED, SOCKETS_ENDED
 
@@ -120,11 +120,12 @@ class Socket:
         self._outbox = Outbox()
         self._end: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
         self._tail: RunTail | WorkspaceTail
+        overflow = Overflow(sockets.timing.lag_patience_s, self._evict)
         if place.run_id is None:
-            self._tail = WorkspaceTail(place.workspace_id, self._outbox, sockets.history, self._evict)
+            self._tail = WorkspaceTail(place.workspace_id, self._outbox, sockets.history, overflow)
         else:
             self._tail = RunTail(
-                place.workspace_id, place.run_id, place.since_seq, self._outbox, sockets.history, self._evict
+                place.workspace_id, place.run_id, place.since_seq, self._outbox, sockets.history, overflow
             )
 
     async def serve(self) -> Refused | None:
@@ -191,9 +192,9 @@ class Socket:
         while True:
             try:
                 await self._tail.pump()
-            except Compacted:
+            except Compacted as gone:
                 where = f"/api/runs/{self._place.run_id}/archives/"
-                raise Refused(Code.COMPACTED, f"events after since_seq are archived: {where}") from None
+                raise Refused(Code.COMPACTED, f"events up to {gone.through_seq} are archived: {where}") from None
             except Exception as fault:
                 if not is_outage(fault):  # of an outage the hub tells, once for all sockets
                     raise

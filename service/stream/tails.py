@@ -3,8 +3,9 @@
 States of a run in a tail: *behind* (the database is read, page by page, as fast as the client takes it) and *following*
 (what Redis brings is pushed at once). Behind turns into following when a read finds nothing more and nothing was heard
 meanwhile. Following turns into behind whenever something may be missing: a message that skips a number, a subscription
-that was made anew, a look at the database that finds more than was pushed. What was pushed before is dropped by its
-`seq`, whichever way it comes. So each event is pushed once, in order, whatever Redis loses or repeats.
+that was made anew, a look at the database that finds more than was pushed, a client whose outbox is full. What was
+pushed before is dropped by its `seq`, whichever way it comes. So each event is pushed once, in order, whatever Redis
+loses or repeats.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 from service.events import EventType
 from service.runs import FINAL, RunStatus
 from service.stream.frames import APPROVALS, Happened, Topic, instant, push
-from service.stream.history import PAGE, History, rewind
+from service.stream.history import PAGE, Compacted, History, rewind
 from service.stream.outbox import Outbox
 from service.telemetry import GAPS_FILLED
 
@@ -27,8 +28,8 @@ MOST_ENDED = 10_000
 """Ended runs whose last `seq` a workspace's tail remembers, against repeats."""
 
 
-class Compacted(Exception):
-    """Events that the client has not seen are in an archive only."""
+AT_ONCE = 64
+"""Runs of a workspace that are read at the same time; their reads share queries."""
 
 
 class Tail(Protocol):
@@ -46,6 +47,29 @@ class Tail(Protocol):
         """Take in how far a run has come according to the database."""
 
 
+class Overflow:
+    """For how long a client has not kept up: since its outbox overflowed, until it has been sent everything again."""
+
+    def __init__(self, patience_s: float, too_slow: Callable[[], None]) -> None:
+        self._patience_s = patience_s
+        self._too_slow = too_slow
+        self._since_s: float | None = None  # the loop's clock
+
+    def happens(self) -> None:
+        """Take in that a live push found the outbox full."""
+        if self._since_s is None:
+            self._since_s = asyncio.get_running_loop().time()
+
+    def ends(self) -> None:
+        """Take in that the client has been sent everything."""
+        self._since_s = None
+
+    def check(self) -> None:
+        """Give the client up when it has not kept up for too long."""
+        if self._since_s is not None and asyncio.get_running_loop().time() - self._since_s >= self._patience_s:
+            self._too_slow()
+
+
 class RunTail:
     """One socket's place in the events of one run."""
 
@@ -56,7 +80,7 @@ class RunTail:
         since_seq: int,
         outbox: Outbox,
         history: History,
-        too_slow: Callable[[], None],
+        overflow: Overflow,
     ) -> None:
         self.workspace_id = workspace_id
         self.run_id = run_id
@@ -64,7 +88,7 @@ class RunTail:
         """The last event that was pushed, or that the client said it has."""
         self._outbox = outbox
         self._history = history
-        self._too_slow = too_slow
+        self._overflow = overflow
         self._behind = True
         self._news = asyncio.Event()
         self._news.set()
@@ -78,10 +102,12 @@ class RunTail:
         elif happened.seq > self.seq + 1:
             GAPS_FILLED.inc()
             self.doubt()
-        elif self._outbox.offer(happened.run_frame):
-            self.seq = happened.seq
+        elif self._outbox.full:
+            self._overflow.happens()
+            self.doubt()
         else:
-            self._too_slow()
+            self._outbox.add(happened.run_frame)
+            self.seq = happened.seq
 
     def doubt(self) -> None:
         """Read the database before anything else is pushed."""
@@ -90,6 +116,7 @@ class RunTail:
 
     def stands_at(self, run_id: uuid.UUID, last_seq: int) -> None:
         """Read what Redis did not bring."""
+        self._overflow.check()
         if last_seq > self.seq:
             GAPS_FILLED.inc(not self._behind)
             self.doubt()
@@ -98,16 +125,19 @@ class RunTail:
         """Push from the database whenever the tail is behind, for as long as the socket lives; raises Compacted."""
         while True:
             await self._news.wait()
+            await self._outbox.drained()  # a client that stalls costs no reads
             self._news.clear()
             page = await self._history.events(self.run_id, self.seq)
             for happened in page:
                 if happened.seq != self.seq + 1:
-                    raise Compacted
+                    raise RuntimeError(f"events of {self.run_id} have a gap before {happened.seq}")
                 await self._outbox.put(happened.run_frame)
                 self.seq = happened.seq
             if len(page) == PAGE:
                 self._news.set()
             self._behind = self._news.is_set()
+            if not self._behind:
+                self._overflow.ends()
 
 
 STARTED = (RunStatus.RUNNING, RunStatus.FAILED)
@@ -121,13 +151,13 @@ class WorkspaceTail:
     with the summary that it leads to.
     """
 
-    def __init__(self, workspace_id: uuid.UUID, outbox: Outbox, history: History, too_slow: Callable[[], None]) -> None:
+    def __init__(self, workspace_id: uuid.UUID, outbox: Outbox, history: History, overflow: Overflow) -> None:
         self.workspace_id = workspace_id
         self.approvals = False
         """Whether the client asked for approvals too."""
         self._outbox = outbox
         self._history = history
-        self._too_slow = too_slow
+        self._overflow = overflow
         self._listed_at: dt.datetime | None = None
         self._summaries: dict[uuid.UUID, dict[str, Any]] = {}  # of the live runs, as last pushed
         self._ended: OrderedDict[uuid.UUID, int] = OrderedDict()  # run -> the last `seq` that was pushed
@@ -144,10 +174,12 @@ class WorkspaceTail:
                 self._heard.setdefault(happened.run_id, happened.seq)
             self.stands_at(happened.run_id, happened.seq)
             return
+        if self._outbox.full:
+            self._overflow.happens()
+            self.stands_at(happened.run_id, happened.seq)
+            return
         for frame in self._frames(summary, happened):
-            if not self._outbox.offer(frame):
-                self._too_slow()
-                return
+            self._outbox.add(frame)
         self._keep(happened.run_id, summary)
 
     def doubt(self) -> None:
@@ -155,6 +187,7 @@ class WorkspaceTail:
 
     def stands_at(self, run_id: uuid.UUID, last_seq: int) -> None:
         """Read what is missing of a run that has come further than was pushed."""
+        self._overflow.check()
         if last_seq > max(self._pushed(run_id), self._behind.get(run_id, 0)):
             self._behind[run_id] = last_seq
             self._news.set()
@@ -168,9 +201,14 @@ class WorkspaceTail:
         if self._listed_at is None:
             self._listed_at = await self._list()
         while True:
-            for run_id in list(self._behind):
-                await self._catch_up(run_id, self._listed_at)
+            await self._outbox.drained()  # a client that stalls costs no reads
+            behind = list(self._behind)[:AT_ONCE]
+            catching_up = (self._catch_up(run_id, self._listed_at) for run_id in behind)
+            for outcome in await asyncio.gather(*catching_up, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
             if not self._behind:
+                self._overflow.ends()
                 self._news.clear()
                 await self._news.wait()
 
@@ -191,12 +229,16 @@ class WorkspaceTail:
         """Push one run's events until all that are known to exist were pushed."""
         summary = self._summaries.get(run_id) or await self._begin(run_id, listed_at)
         while summary is not None and summary["last_seq"] < self._behind[run_id]:
-            page = await self._history.events(run_id, summary["last_seq"])
+            try:
+                page = await self._history.events(run_id, summary["last_seq"])
+            except Compacted as gone:  # a summary needs no history: go on behind what was compacted
+                summary.update(await self._history.summary(run_id) or summary, last_seq=gone.through_seq)
+                continue
             for happened in page:
                 for frame in self._frames(summary, happened):
                     await self._outbox.put(frame)
             self._keep(run_id, summary)
-            if not page:  # compacted, or purged
+            if not page:  # purged
                 break
         del self._behind[run_id]
         self._heard.pop(run_id, None)

@@ -15,6 +15,8 @@ class Timing:
     """How long at most an event waits whose publication was lost: the hub looks at the database this often."""
     send_patience_s: float = 5.0
     """How long a batch of frames may wait for the client to take it, before the client is too slow."""
+    lag_patience_s: float = 10.0
+    """How long a client whose outbox overflowed may take to catch up, before it is too slow."""
     recheck_s: float = 30.0
     """How often the token of an open socket is checked again."""
     lease_s: float = LEASE_S

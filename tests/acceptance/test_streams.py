@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
 
@@ -27,16 +28,20 @@ from tests.sockets import Client, faults_of, open_socket, open_writer
 
 pytestmark = pytest.mark.acceptance
 
+FILLER = {"filler": "x" * 2000}
+
 SERVER = """
 import sys
 from service.app import create_app
 from service.serve import inherited, run_server
 from service.settings import Settings
+from service.stream.protocol import SocketProtocol
 from service.stream.timing import Timing
-timing = Timing(lease_s=1.0, renew_every_s=0.2)
+SocketProtocol.parting_s = 0.5
+timing = Timing(lease_s=1.0, renew_every_s=0.2, send_patience_s=0.5)
 sys.exit(run_server(create_app(Settings.from_environment(), timing), inherited(int(sys.argv[1]))))
 """
-"""The service with a short lease."""
+"""The service with little patience."""
 
 
 @dataclass
@@ -118,27 +123,58 @@ async def open_twenty(stack: AsyncExitStack, service: Service, tenant: Tenant, p
 
 
 async def test_told_to_stop_with_open_sockets_and_long_polls_it_ends_within_five_seconds_with_0(
-    start_service: StartService, tenant: Tenant
+    start_service: StartService, tenant: Tenant, database: Database, redis_url: str
 ) -> None:
     service = start_service()
     run_id = await tenant.create(service)
     header = {"authorization": f"Bearer {tenant.tokens[0]}"}
-    snapshot = f"{service.url}/api/runs/{run_id}/snapshot/?since_seq=1"
     async with AsyncExitStack() as stack, httpx.AsyncClient(headers=header, timeout=30) as http:
         clients = await open_twenty(stack, service, tenant, f"/ws/runs/{run_id}/")
-        clients[0].connection.transport.pause_reading()  # one of them stalls
+        stalled = clients.pop()
+        stalled.connection.transport.pause_reading()
+        writer = await stack.enter_async_context(open_writer(database, redis_url))
+        last = await writer.append(run_id, 1000, payload=FILLER)  # more than the kernel takes for the one that stalls
+        seen = await asyncio.gather(*(client.until_seq(last) for client in clients))
+        assert [faults_of(each, 2, last) for each in seen] == [[]] * 19
+        snapshot = f"{service.url}/api/runs/{run_id}/snapshot/?since_seq={last}"
         polls = [asyncio.create_task(http.get(f"{snapshot}&wait=30")) for _ in range(5)]
         for _ in range(5):  # by then the polls have been read and wait
             assert (await http.get(snapshot)).status_code == 200
         asked = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         answers = await asyncio.gather(*polls)
-        codes = [(await client.closed())[0] for client in clients[1:]]
+        codes = [(await client.closed())[0] for client in clients]
         code = await asyncio.to_thread(service.process.wait)
         took_s = time.monotonic() - asked
+        stalled.connection.transport.abort()
     assert [answer.status_code for answer in answers] == [200] * 5
     assert codes == [1012] * 19
     assert (code, took_s < 5) == (0, True), took_s
+
+
+async def test_a_client_that_never_reads_again_leaves_no_connection_behind(
+    start_service: StartService, tenant: Tenant, database: Database, redis_url: str
+) -> None:
+    service = start_service("-c", SERVER)
+    run_id = await tenant.create(service)
+    async with (
+        open_writer(database, redis_url) as writer,
+        open_socket(service.url, f"/ws/runs/{run_id}/", tenant.tokens[0]) as stalled,
+    ):
+        assert (await stalled.frame())["seq"] == 1
+        stalled.connection.transport.pause_reading()
+        _, port = stalled.connection.local_address
+        assert port in ports_of_clients(service)
+        await writer.append(run_id, 1000, payload=FILLER)
+        while port in ports_of_clients(service):
+            await asyncio.to_thread(lambda: None)
+        stalled.connection.transport.abort()
+
+
+def ports_of_clients(service: Service) -> set[int]:
+    """Return the ports of all clients to which the process holds a connection."""
+    connections = psutil.Process(service.process.pid).net_connections("tcp")
+    return {each.raddr.port for each in connections if each.status == psutil.CONN_ESTABLISHED}
 
 
 async def test_the_places_of_a_killed_process_are_free_when_their_lease_ends(

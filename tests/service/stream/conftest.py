@@ -18,7 +18,9 @@ from service.stream.timing import Timing
 from service.workspaces import create_agent, create_workspace
 from tests.sockets import Writer, open_writer, serve
 
-TIMING = Timing(look_every_s=0.2, send_patience_s=0.5, recheck_s=0.2, lease_s=2.0, renew_every_s=0.5)
+TIMING = Timing(
+    look_every_s=0.2, send_patience_s=0.5, lag_patience_s=1.0, recheck_s=0.2, lease_s=2.0, renew_every_s=0.5
+)
 
 
 @pytest.fixture(scope="session")

@@ -162,13 +162,47 @@ async def test_events_in_an_archive_only_close_the_socket_with_4410_and_say_wher
 ) -> None:
     run_id = await tenant.create()
     await writer.append(run_id, 5)
+    async with (
+        open_socket(url, f"/ws/runs/{run_id}/", tenant.token) as there_before,
+        open_socket(url, f"/ws/workspaces/{tenant.workspace_id}/", tenant.token) as watcher,
+    ):
+        assert await there_before.until_seq(6) == [1, 2, 3, 4, 5, 6]
+        assert [(await watcher.frame())["event"] for _ in range(2)] == ["run_listed", "runs_listed"]
+        await compact(database, run_id, [2, 3, 6])
+        for since_seq in (0, 1, 5):
+            async with open_socket(url, f"/ws/runs/{run_id}/?since_seq={since_seq}", tenant.token) as client:
+                assert await client.closed() == (
+                    4410,
+                    f"events up to 6 are archived: /api/runs/{run_id}/archives/",
+                )
+        async with open_socket(url, f"/ws/runs/{run_id}/?since_seq=6", tenant.token) as client:
+            last = await writer.append(run_id)
+            assert [await each.until_seq(last) for each in (client, there_before, watcher)] == [[7]] * 3
+
+
+async def compact(database: Database, run_id: str, seqs: list[int]) -> None:
+    """Delete events as a compaction does."""
     async with database.begin() as connection:
-        await connection.execute(text("DELETE FROM events WHERE run_id = :r AND seq IN (2, 3)"), {"r": run_id})
-    async with open_socket(url, f"/ws/runs/{run_id}/", tenant.token) as client:
-        code, reason = await client.closed()
-        assert (code, reason) == (4410, f"events after since_seq are archived: /api/runs/{run_id}/archives/")
-    async with open_socket(url, f"/ws/runs/{run_id}/?since_seq=3", tenant.token) as client:
-        assert await client.until_seq(6) == [4, 5, 6]
+        parameters = {"run_id": run_id, "seqs": seqs, "through": max(seqs)}
+        await connection.execute(text("DELETE FROM events WHERE run_id = :run_id AND seq = ANY(:seqs)"), parameters)
+        await connection.execute(
+            text("UPDATE runs SET compacted_through_seq = :through WHERE run_id = :run_id"), parameters
+        )
+
+
+async def test_a_compaction_that_overtakes_a_workspaces_stream_is_passed_over(
+    tenant: Any, url: str, writer: Writer, database: Database
+) -> None:
+    run_id = await tenant.create()
+    async with open_socket(url, f"/ws/workspaces/{tenant.workspace_id}/", tenant.token) as watcher:
+        assert [(await watcher.frame())["event"] for _ in range(2)] == ["run_listed", "runs_listed"]
+        async with database.begin() as connection:
+            await connection.execute(
+                text("UPDATE runs SET last_seq = 4, compacted_through_seq = 4 WHERE run_id = :r"), {"r": run_id}
+            )
+        last = await writer.append(run_id)
+        pushed = await watcher.frame()
+    assert (pushed["seq"], pushed["data"]["last_seq"]) == (last, last)
 
 
 async def test_a_client_ahead_of_the_run_hears_nothing_until_the_run_is_ahead(

@@ -50,7 +50,8 @@ def test_the_numbers_are_those_of_the_code() -> None:
         f"{DEFAULT.websockets} sockets in a workspace, {DEFAULT.websockets_per_user} with one token",
         f"in pages of {PAGE}",
         f"the outbox ({MOST_FRAMES:,} frames, {MOST_BYTES >> 20} MiB)",
-        f"not taken within {USUAL.send_patience_s:g} s",
+        f"does not take a batch of frames within {USUAL.send_patience_s:g} s",
+        f"has not caught up {USUAL.lag_patience_s:g} s after its outbox overflowed",
         f"is cut after {PARTING_S:g} s",
         f"Places last {LEASE_S:g} s and are renewed every {RENEW_EVERY_S:g} s",
         f"are free {LEASE_S:g} s later",
@@ -60,6 +61,6 @@ def test_the_numbers_are_those_of_the_code() -> None:
 
 def test_every_metric_that_is_named_exists() -> None:
     metrics = [value for value in vars(telemetry).values() if isinstance(value, Counter | Gauge)]
-    known = {next(iter(metric.describe())).name for metric in metrics}
+    known = {each.name for metric in metrics for each in metric.describe()}
     named = {name.removesuffix("_total") for name in re.findall(r"`(plimsoll_\w+)`", TEXT)}
     assert named <= known
