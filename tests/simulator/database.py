@@ -12,17 +12,20 @@ import datetime as dt
 import types
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from service import commits, families, ledger, tick
+from service import approvals, commits, families, leases, ledger, outside, tick
 from service.events import NewEvent
 from service.joins import Group
 from service.ledger import RUN_COLUMNS
 from service.pen import NewStep, RunRow
+from service.quota import caps
 from service.runs import FINAL
+from service.toolcalls import Call
 from tests.simulator.audit import Audit
+from tests.simulator.calls import CallAudit
 
 
 class _Locked(tuple[Any, ...]):
@@ -51,6 +54,9 @@ class Result:
     def __iter__(self) -> Iterator[Any]:
         return iter(self._rows)
 
+    def scalars(self) -> Iterator[Any]:
+        return (row[0] for row in self._rows)
+
     def first(self) -> Any:
         return self._rows[0] if self._rows else None
 
@@ -58,6 +64,25 @@ class Result:
         return self._rows[0][0] if self._rows else None
 
     scalar_one = scalar
+
+    def one(self) -> Any:
+        (row,) = self._rows
+        return row
+
+
+class _FoundCall(NamedTuple):
+    """What is looked up of a call before its run is locked."""
+
+    run_id: uuid.UUID
+    workspace_id: uuid.UUID
+    risk: str
+
+
+class _Pending(NamedTuple):
+    """How many calls of a workspace wait for approval."""
+
+    workspace_id: uuid.UUID
+    pending: int
 
 
 class PlannedFault(RuntimeError):
@@ -71,8 +96,10 @@ class MemoryDatabase:
         self.now = now
         self.runs: dict[uuid.UUID, RunRow] = {}
         self.children: dict[uuid.UUID, list[uuid.UUID]] = {}
+        self.calls: dict[uuid.UUID, Call] = {}
+        self.steps: dict[uuid.UUID, list[NewStep]] = {}
         self.poisoned: set[uuid.UUID] = set()
-        self.audit = Audit(self.runs, self.children)
+        self.audit = Audit(self.runs, self.children, CallAudit(self.runs, self.calls))
         self._outage = outage
 
     def begin(self) -> Transaction:
@@ -93,18 +120,23 @@ class Transaction:
     def __init__(self, database: MemoryDatabase, outage: Callable[[], bool]) -> None:
         self._database = database
         self._outage = outage
+        self._connection: Connection | None = None
 
     async def __aenter__(self) -> Connection:
         await switch()
         if self._outage():
             raise ConnectionRefusedError("the database is away")
-        return Connection(self._database)
+        self._connection = Connection(self._database)
+        return self._connection
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            await switch()
-            if self._outage():
-                raise ConnectionResetError("the commit's answer was lost")
+        if kind is not None or self._connection is None:
+            return
+        for run_id in self._connection.touched:
+            self._database.audit.consistent(self._database.runs[run_id])
+        await switch()
+        if self._outage():
+            raise ConnectionResetError("the commit's answer was lost")
 
 
 class Connection:
@@ -113,7 +145,10 @@ class Connection:
     def __init__(self, database: MemoryDatabase) -> None:
         self._database = database
         self._runs = database.runs
+        self._calls = database.calls
         self._now = database.now()
+        self.touched: dict[uuid.UUID, None] = {}
+        """The runs that were changed, or whose tool call was."""
         self._answers: dict[int, Callable[[Any], list[Any]]] = {
             id(tick._CLAIM): self._claim,
             id(tick._POSTPONE): self._postpone,
@@ -127,6 +162,20 @@ class Connection:
             id(commits.READ_GROUPS): self._read_groups,
             id(commits.WRITE_CREATES): self._accept,
             id(commits.WRITE_CREATES_AND_SPAWNS): self._accept,
+            id(tick._HAND_BACK): self._hand_back,
+            id(ledger._LOCK_CALLS): self._lock_calls,
+            id(ledger._WRITE_CALLS): self._write_calls,
+            id(caps.LOCK): lambda asked: [],
+            id(caps.COUNT_PENDING_TOOL_CALLS): self._count_pending,
+            id(approvals._FIND): self._find_call,
+            id(outside._START): self._start,
+            id(outside._RECORD): self._record,
+            id(outside._READ_RUN): self._read_run,
+            id(outside._READ_STEPS): self._read_steps,
+            id(leases._RENEW_RUNS): self._renew_runs,
+            id(leases._LOST_RUNS): self._lost_runs,
+            id(leases._RENEW_CALLS): self._renew_calls,
+            id(leases._LOST_CALLS): self._lost_calls,
         }
 
     async def execute(self, statement: Any, parameters: Any) -> Result:
@@ -194,8 +243,14 @@ class Connection:
                 setattr(stored, name, getattr(run, name))
         changes = self._put_groups(asked.get("groups", "[]"), tuple(ledger._WRITTEN_OF_GROUPS))
         events = msgspec.json.decode(asked["events"], type=list[NewEvent])
+        self._append(steps)
+        self.touched.update((run.run_id, None) for run in new_runs)
         self._database.audit.changed(self._now, before, steps, events, changes)
         return []
+
+    def _append(self, steps: Sequence[NewStep]) -> None:
+        for step in steps:
+            self._database.steps.setdefault(step.run_id, []).append(step)
 
     def _put_groups(self, encoded: str, columns: Sequence[str] = ()) -> list[tuple[Group | None, Group]]:
         """Write groups, or only some columns of groups that exist; returns each as it was and as it is."""
@@ -225,8 +280,105 @@ class Connection:
         changes = self._put_groups(asked.get("groups", "[]"))
         steps = msgspec.json.decode(asked.get("steps", "[]"), type=list[NewStep])
         events = msgspec.json.decode(asked["events"], type=list[NewEvent])
+        self._append(steps)
+        self.touched.update((run.run_id, None) for run in before)
         self._database.audit.changed(self._now, before, steps, events, changes, spawning=True)
         return [(self._now,)]
+
+    # ---- tool calls, and what waits outside --------------------------------------------------------------------------
+
+    def _put_call(self, new: Call) -> None:
+        old = self._calls.get(new.tool_call_id)
+        self._calls[new.tool_call_id] = new
+        self.touched[new.run_id] = None
+        self._database.audit.calls.written(self._now, old, new)
+
+    def _lock_calls(self, asked: Any) -> list[Any]:
+        return [msgspec.structs.astuple(self._calls[call_id]) for call_id in sorted(asked["ids"])]
+
+    def _write_calls(self, asked: Any) -> list[Any]:
+        """Insert calls, or write the columns that the statement writes of those that exist."""
+        for new in msgspec.json.decode(asked["calls"], type=list[Call]):
+            old = self._calls.get(new.tool_call_id)
+            if old is not None:
+                columns = ("status", "error", "reason", "decided_by", "decided_at", "ended_at")
+                new = msgspec.structs.replace(old, **{name: getattr(new, name) for name in columns})
+            self._put_call(new)
+        return []
+
+    def _count_pending(self, asked: Any) -> list[Any]:
+        pending = sum(call.status == "PENDING" for call in self._calls.values())
+        return [_Pending(workspace_id, pending) for workspace_id in asked["ids"]]
+
+    def _find_call(self, asked: Any) -> list[Any]:
+        call = self._calls.get(asked["tool_call_id"])
+        return [] if call is None else [_FoundCall(call.run_id, call.workspace_id, call.risk)]
+
+    def _start(self, asked: Any) -> list[Any]:
+        run = self._runs[asked["run_id"]]
+        if run.epoch != asked["epoch"] or run.ended_at is not None or run.status == "PAUSED":
+            return []
+        call = self._calls.get(run.tool_call_id) if run.tool_call_id is not None else None
+        if call is None or call.status != "APPROVED":
+            return []
+        lease_until = self._now + dt.timedelta(seconds=asked["lease_s"])
+        started = {"status": "RUNNING", "started_at": self._now, "epoch": asked["epoch"], "lease_until": lease_until}
+        self._put_call(msgspec.structs.replace(call, **started))
+        return [(call.tool_call_id, call.run_id, call.implementation, call.arguments, call.timeout_seconds)]
+
+    def _record(self, asked: Any) -> list[Any]:
+        for row in msgspec.json.decode(asked["ended"]):
+            call = self._calls[uuid.UUID(row.pop("tool_call_id"))]
+            if call.status == "RUNNING":
+                self._put_call(msgspec.structs.replace(call, **row, ended_at=self._now))
+        return []
+
+    def _read_run(self, asked: Any) -> list[Any]:
+        deadline_at = self._deadline_of(self._runs[asked["run_id"]])
+        return [("", deadline_at is not None and deadline_at <= self._now)]
+
+    @staticmethod
+    def _deadline_of(run: RunRow) -> dt.datetime | None:
+        """Return the first deadline of a group that is waited for."""
+        waiting = [group.deadline_at for group in run.groups.values() if group.state == "WAITING"]
+        return min((instant for instant in waiting if instant is not None), default=None)
+
+    def _read_steps(self, asked: Any) -> list[Any]:
+        steps = self._database.steps.get(asked["run_id"], ())
+        return [(str(step.kind), step.payload) for step in steps]
+
+    def _hand_back(self, asked: Any) -> list[Any]:
+        for run in self._held(asked["held"]):
+            if run.ended_at is None and run.next_tick_at is not None:
+                run.next_tick_at = self._now + dt.timedelta(seconds=asked["delay_s"])
+        return []
+
+    def _renew_runs(self, asked: Any) -> list[Any]:
+        for run in self._held(asked["held"]):
+            if run.ended_at is None and run.next_tick_at is not None and run.next_tick_at > self._now:
+                lease_until = self._now + dt.timedelta(seconds=asked["lease_s"])
+                run.next_tick_at = min(lease_until, self._deadline_of(run) or lease_until)
+        return []
+
+    def _lost_runs(self, asked: Any) -> list[Any]:
+        held = {run.run_id for run in self._held(asked["held"]) if run.ended_at is None}
+        named = {uuid.UUID(each["run_id"]) for each in msgspec.json.decode(asked["held"])}
+        return [(run_id,) for run_id in sorted(named - held)]
+
+    def _held(self, encoded: str) -> list[RunRow]:
+        """Return the runs whose epoch is the one that is named."""
+        named = [(self._runs[uuid.UUID(each["run_id"])], each["epoch"]) for each in msgspec.json.decode(encoded)]
+        return [run for run, epoch in named if run.epoch == epoch]
+
+    def _renew_calls(self, asked: Any) -> list[Any]:
+        for call in [self._calls[call_id] for call_id in asked["ids"]]:
+            if call.status == "RUNNING":
+                lease_until = self._now + dt.timedelta(seconds=asked["lease_s"])
+                self._put_call(msgspec.structs.replace(call, lease_until=lease_until))
+        return []
+
+    def _lost_calls(self, asked: Any) -> list[Any]:
+        return [(call_id,) for call_id in asked["ids"] if self._calls[call_id].status != "RUNNING"]
 
 
 def _accepted(run: dict[str, Any], now: dt.datetime) -> RunRow:

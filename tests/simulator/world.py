@@ -1,23 +1,28 @@
-"""A world of workers, callers and faults around the real engine, driven by one seed on a clock of its own.
+"""A world for the engine: workers, callers, approvers and a clock, all of them in the hands of one seed.
 
-Every worker's turn and every caller's request is a coroutine of the real code. It lets go at each transaction and each
-announcement, and the world decides who goes on: so any two meet in any order. Between any two of those points a process
-may be killed, the database may be away, a commit's answer may be lost, rings may be lost, doubled or late, and time
-may jump past every lease. When the faults are over, everything must end.
+Nothing runs by itself. Every worker's turn, every wait for a tool or a model, every renewal of leases and every request
+is a coroutine that lets go before each transaction, after each commit and each announcement, and the world decides who
+goes on: so any two meet in any order. Between any two of those points a process may be killed or told to stop, the
+database may be away, a commit's answer may be lost, rings may be lost, doubled or late, and time may jump past every
+lease. When the faults are over, everything must end.
 """
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import itertools
 import random
 import uuid
-from collections.abc import Coroutine, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import msgspec
 
-from service import commits
+from service import commits, leases, outside, tick
+from service.approvals import decide_tool_call
 from service.changes import GroupOptions
 from service.commits import Commits, Create, Spawn
 from service.control import pause_run, resume_run
@@ -27,30 +32,32 @@ from service.events import NewEvent
 from service.families import cancel_run
 from service.joins import FailurePolicy, JoinPolicy
 from service.quota.limits import LIFTED
-from service.runs import FINAL, StepKind
+from service.runs import FINAL
 from service.tallies import Tallies
 from service.tick import Claim, Ticker
-from service.workspaces import Agents, KnownAgent, ScriptStep
-from tests.simulator.audit import Breach, Broken
+from service.workspaces import Agents
+from tests.simulator.breach import Breach, Broken
 from tests.simulator.database import MemoryDatabase, PlannedFault, switch
+from tests.simulator.outsiders import (
+    AGENTS,
+    APPROVERS,
+    DEFINITIONS,
+    MODEL,
+    PLAIN_SCRIPTS,
+    QUOTA,
+    TAKES_S,
+    TOOL_SCRIPTS,
+    WORKSPACE,
+    Outsiders,
+)
+from tests.simulator.tasks import Loop, Task, Work
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 LEASE_S, SWEEP_S = 2.0, 1.0
-WORKSPACE = uuid.UUID(int=1)
 NO_METADATA = msgspec.Raw(b"{}")
-HOUR_MS = 3_600_000.0
 
-M, O, T = StepKind.MODEL_CALL, StepKind.OBSERVATION, StepKind.TOOL_CALL  # noqa: E741 - as in a script
-SCRIPTS: tuple[tuple[ScriptStep, ...], ...] = (
-    (ScriptStep(M), ScriptStep(O)),
-    (ScriptStep(M),),
-    (ScriptStep(M, latency_ms=300.0), ScriptStep(O), ScriptStep(M, latency_ms=1500.0)),
-    (ScriptStep(T, error="out of tea"),),
-    (ScriptStep(M), ScriptStep(T, latency_ms=40.0, error="out of milk")),
-    (ScriptStep(M, latency_ms=HOUR_MS),),  # hung, for all that a caller can tell
-)
-
-Task: TypeAlias = Coroutine[Any, Any, Any]
+CHILDREN = (*PLAIN_SCRIPTS, *TOOL_SCRIPTS, MODEL)
+"""Agents that children may have."""
 
 
 class Faults(NamedTuple):
@@ -61,9 +68,10 @@ class Faults(NamedTuple):
     lose_ring: float = 0.3
     double_ring: float = 0.1
     poison: float = 0.04  # a run's steps cannot be written
+    interrupt: float = 0.005  # at any moment: a worker that is to stop waits no longer for tools and models
 
 
-NONE = Faults(0.0, 0.0, 0.0, 0.0, 0.0)
+NONE = Faults(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class _Ticker(Ticker):
@@ -92,53 +100,98 @@ class _Announcer:
 
 
 class _Worker:
-    """A worker process: asleep until a bell or the sweep wakes it, then in the middle of one turn."""
+    """A worker process: asleep until a bell or the sweep wakes it, then in the middle of one turn.
 
-    def __init__(self) -> None:
+    Beside its turn it waits for tools and models, and renews what it holds.
+    """
+
+    def __init__(self, ticker: _Ticker) -> None:
+        self.ticker = ticker
         self.task: Task | None = None
+        self.beside: list[Task] = []
         self.belled = True
         self.looks_at = START
+
+    def awake(self, now: dt.datetime) -> list[Task]:
+        """Return what can go on beside its turn."""
+        return [task for task in self.beside if task.is_awake(now)]
 
 
 class World:
     """Everything there is, and what happens next."""
 
-    def __init__(self, seed: int, faults: Faults = Faults(), workers: int = 3) -> None:  # noqa: B008 - immutable
+    def __init__(
+        self,
+        seed: int,
+        faults: Faults = Faults(),  # noqa: B008 - immutable
+        workers: int = 3,
+        takes_s: Sequence[float] = TAKES_S,
+    ) -> None:
+        self._takes_s = takes_s
         self.rng = random.Random(seed)  # noqa: S311 - a simulation
         self.faults = faults
         self.now = START
         self.steps = 0
-        self.database = MemoryDatabase(lambda: self.now, lambda: self.chance(self.faults.outage))
+        self.seen: Counter[str] = Counter()
+        """The faults that were made, and what else is worth counting."""
+        self.database = MemoryDatabase(lambda: self.now, self._is_away)
+        self.database.audit.agents = self.database.audit.calls.agents = AGENTS
         announcer: Any = _Announcer(self)
-        database: Any = self.database
-        agents = Agents()
-        for number, script in enumerate(SCRIPTS):
-            agents._known[uuid.UUID(int=number)] = KnownAgent(WORKSPACE, script)
-            self.database.audit.scripts[uuid.UUID(int=number)] = script
-        self.ticker = _Ticker(database, announcer, agents, Tallies(), LEASE_S)
-        self.commits = Commits(database, announcer)
         self.announcer = announcer
-        self.workers = [_Worker() for _ in range(workers)]
+        self.loop = Loop(lambda: self.now, self._start_beside)
+        self._agents = Agents()
+        self._agents._known.update(AGENTS)
+        self._tallies = Tallies()
+        database: Any = self.database
+        self.commits = Commits(database, announcer)
+        self.workers = [_Worker(self._new_ticker()) for _ in range(workers)]
         self.callers: list[Task] = []
         self._late_rings: list[dt.datetime] = []
         self._ids = itertools.count(1000)
+        self._going_on: _Worker | None = None
 
     def chance(self, share: float) -> bool:
         return share > 0 and self.rng.random() < share
 
+    def happens(self, fault: str) -> bool:
+        """Decide whether a fault happens now, and count it."""
+        if not self.chance(getattr(self.faults, fault)):
+            return False
+        self.seen[fault] += 1
+        return True
+
+    def _is_away(self) -> bool:
+        return self.happens("outage")
+
+    def _new_ticker(self) -> _Ticker:
+        """Return the hands of a process that has just begun."""
+        database: Any = self.database
+        outsiders = Outsiders(database, LEASE_S, self.rng, self.loop.sleep, self._tool_started, self._takes_s)
+        ticker = _Ticker(database, self.announcer, self._agents, self._tallies, LEASE_S, outsiders)
+        ticker._definitions._known[WORKSPACE] = DEFINITIONS
+        ticker._quotas._known[WORKSPACE] = (float("inf"), QUOTA)
+        return ticker
+
+    def _tool_started(self, tool_call_id: uuid.UUID) -> None:
+        self.database.audit.calls.started(tool_call_id)
+        self.seen["tools started"] += 1
+
     # ---- what callers do ---------------------------------------------------------------------------------------------
+
+    def _call(self, work: Work) -> None:
+        self.callers.append(Task(work, START))
 
     def create(self, script: int, expected_subruns: int = 0, max_wait_s: float = 60.0) -> None:
         write = Create(WORKSPACE, uuid.UUID(int=script), "", "", NO_METADATA, expected_subruns, max_wait_s, LIFTED)
-        self.callers.append(self._submit(write))
+        self._call(self._submit(write))
 
     def spawn(self, parent: uuid.UUID, script: int, group_id: str | None, options: GroupOptions) -> None:
         write = Spawn(parent, WORKSPACE, uuid.UUID(int=script), "", NO_METADATA, group_id, LIFTED, options)
-        self.callers.append(self._submit(write))
+        self._call(self._submit(write))
 
     def family(self, script: int, children: Sequence[int], options: GroupOptions, *, announced: bool) -> None:
         """Ask for a run, and then for its children one by one, all in one group."""
-        self.callers.append(self._family(script, children, options, announced))
+        self._call(self._family(script, children, options, announced))
 
     async def _family(self, script: int, children: Sequence[int], options: GroupOptions, announced: bool) -> None:
         expected = len(children) if announced else 0
@@ -149,13 +202,13 @@ class World:
             await self._submit(Spawn(parent, WORKSPACE, uuid.UUID(int=child), "", NO_METADATA, "f", LIFTED, options))
 
     def control(self, verb: str, run_id: uuid.UUID) -> None:
-        self.callers.append(self._control(verb, run_id))
+        self._call(self._control(verb, run_id))
 
     async def _submit(self, write: Create | Spawn) -> uuid.UUID:
         (answer,) = await self.commits._commit([write])
         if isinstance(answer, Exception):
             raise answer
-        if self.chance(self.faults.poison):
+        if self.happens("poison"):
             self.database.poisoned.add(answer.run_id)
         return answer.run_id
 
@@ -165,56 +218,114 @@ class World:
             written = await control(connection, run_id, None)  # type: ignore[arg-type]
         await self.announcer.announce(written.events, written.created_at, due=written.due)
 
+    def decide(self, tool_call_id: uuid.UUID, approver: int, *, approve: bool) -> None:
+        """Ask for a decision on a tool call."""
+        self._call(self._decide(tool_call_id, approver, approve))
+
+    async def _decide(self, tool_call_id: uuid.UUID, approver: int, approve: bool) -> None:
+        caller = APPROVERS[approver]
+        async with self.database.begin() as connection:
+            written = await decide_tool_call(connection, caller, tool_call_id, approve=approve)  # type: ignore[arg-type]
+        self.seen["approved" if approve else "rejected"] += 1
+        self.seen["decided while paused"] += self.database.runs[written.events[0].run_id].status == "PAUSED"
+        await self.announcer.announce(written.events, written.created_at, due=written.due)
+
     # ---- what workers do ---------------------------------------------------------------------------------------------
 
     async def _turn(self, worker: _Worker) -> None:
+        """Do what `service.worker` does with a batch."""
+        ticker = worker.ticker
         worker.belled = False
-        claims = await self.ticker.claim(self.rng.choice((1, 2, 5, 128)))
+        claims = await ticker.claim(self.rng.choice((1, 2, 5, 128)))
         worker.looks_at = self.now + dt.timedelta(seconds=SWEEP_S)
-        if claims:
-            worker.looks_at = self.now
-            outcomes = await self.ticker.outcomes(claims)
+        if not claims:
+            return
+        worker.looks_at = self.now
+        at_once, outside_ = await ticker.part(claims)
+        if outside_ and self.chance(0.05):  # its lane is full
+            await ticker.hand_back(outside_, 1.0)
+            outside_ = []
+        for claim in outside_:
+            self._start_beside(self._settle_outside(ticker, claim))
+        if at_once:
+            outcomes = await ticker.outcomes(at_once)
             await switch()
-            await self.ticker.settle(claims, outcomes, ring=self.chance(0.5))
+            await ticker.settle(at_once, outcomes, ring=self.chance(0.5))
+
+    async def _settle_outside(self, ticker: _Ticker, claim: Claim) -> None:
+        outcomes = await ticker.outcomes([claim])
+        await switch()
+        await ticker.settle([claim], outcomes)
+
+    def _start_beside(self, work: Work) -> Task:
+        """Let something go on beside the turn of the worker that goes on now."""
+        assert self._going_on is not None
+        task = Task(work, self.now)
+        self._going_on.beside.append(task)
+        return task
 
     def ring(self) -> None:
         """Wake a worker: or nobody, or two, or one later than others that were rung after it."""
-        if self.chance(self.faults.lose_ring):
+        if self.happens("lose_ring"):
             return
-        for _ in range(2 if self.chance(self.faults.double_ring) else 1):
+        for _ in range(2 if self.happens("double_ring") else 1):
             if self.chance(self.faults.lose_ring):
+                self.seen["late_ring"] += 1
                 self._late_rings.append(self.now + dt.timedelta(seconds=self.rng.random() * 3))
             else:
                 self.rng.choice(self.workers).belled = True
 
     # ---- who goes on -------------------------------------------------------------------------------------------------
 
-    def go_on(self, task: Task) -> bool:
-        """Let a coroutine go on to its next point, or kill it there; False when it is over."""
+    def go_on(self, task: Task, worker: _Worker | None = None) -> bool:
+        """Let a task go on to its next point; False when it is over. Or kill it there, with all of its process."""
         self.steps += 1
-        if self.chance(self.faults.kill):
-            task.close()
+        if self.happens("kill"):
+            if worker is None:
+                task.close()
+            else:
+                self.kill(worker)
             return False
-        names = vars(commits)
-        before, names["new_id"] = names["new_id"], self._new_id  # so that a seed says everything
+        self._going_on, self.loop.current = worker, task
+        with self._in_this_world():
+            try:
+                return task.go_on()
+            except (StopIteration, asyncio.CancelledError):
+                return False
+            except ApiError:
+                return False  # a caller was refused
+            except Breach as breach:
+                raise Broken(str(breach)) from None
+            except Exception as fault:
+                if is_outage(fault):
+                    return False  # as a worker does: it is logged and the leases end
+                raise
+
+    @contextmanager
+    def _in_this_world(self) -> Iterator[None]:
+        """Give the engine the world's ids, so that a seed says everything, and its tasks."""
+        here: list[tuple[dict[str, Any], str, Any]] = [
+            (vars(commits), "new_id", self._new_id),
+            (vars(tick), "new_id", self._new_id),
+            *((vars(module), "asyncio", self.loop) for module in (tick, outside, leases)),
+        ]
+        before = [names[name] for names, name, _ in here]
+        for names, name, ours in here:
+            names[name] = ours
         try:
-            task.send(None)
-        except StopIteration:
-            return False
-        except ApiError:
-            return False  # a caller was refused
-        except Breach as breach:
-            raise Broken(str(breach)) from None
-        except Exception as fault:
-            if is_outage(fault):
-                return False  # as a worker does: it is logged and the leases end
-            raise
+            yield
         finally:
-            names["new_id"] = before
-        return True
+            for (names, name, _), theirs in zip(here, before, strict=True):
+                names[name] = theirs
 
     def _new_id(self) -> uuid.UUID:
         return uuid.UUID(int=next(self._ids))
+
+    def kill(self, worker: _Worker) -> None:
+        """End a worker process wherever it is; another takes its place, and knows nothing."""
+        for task in (*worker.beside, *([worker.task] if worker.task is not None else [])):
+            task.close()
+        worker.task, worker.beside, worker.ticker = None, [], self._new_ticker()
 
     def let_caller(self, index: int) -> None:
         task = self.callers[index]
@@ -222,12 +333,21 @@ class World:
             self.callers.remove(task)
 
     def let_worker(self, worker: _Worker) -> None:
-        if worker.task is None:
-            if not worker.belled and self.now < worker.looks_at:
-                return
-            worker.task = self._turn(worker)
-        if not self.go_on(worker.task):
-            worker.task = None
+        """Let a worker go on: with its turn, or with what it does beside it."""
+        beside = worker.awake(self.now)
+        if beside and (not self._has_a_turn(worker) or self.rng.random() < 0.5):
+            self.let_beside(worker, self.rng.choice(beside))
+        elif self._has_a_turn(worker):
+            task = worker.task = worker.task or Task(self._turn(worker), START)
+            if not self.go_on(task, worker):
+                worker.task = None
+
+    def let_beside(self, worker: _Worker, task: Task) -> None:
+        if not self.go_on(task, worker) and task in worker.beside:
+            worker.beside.remove(task)
+
+    def _has_a_turn(self, worker: _Worker) -> bool:
+        return worker.task is not None or worker.belled or self.now >= worker.looks_at
 
     def pass_time(self, seconds: float) -> None:
         self.now += dt.timedelta(seconds=seconds)
@@ -237,9 +357,16 @@ class World:
 
     def close(self) -> None:
         """Kill whoever is in the middle of something."""
-        for task in (*self.callers, *(worker.task for worker in self.workers)):
-            if task is not None:
-                task.close()
+        for task in self.callers:
+            task.close()
+        for worker in self.workers:
+            self.kill(worker)
+
+    @staticmethod
+    def interrupt(worker: _Worker) -> None:
+        """Let a worker wait no longer for tools and models."""
+        for task in worker.beside:
+            task.cancel()
 
     # ---- a whole episode ---------------------------------------------------------------------------------------------
 
@@ -248,28 +375,35 @@ class World:
 
     def anything(self) -> None:
         """Let something happen."""
+        if self.happens("interrupt"):
+            self.interrupt(self.rng.choice(self.workers))
         what = self.rng.random()
         if what < 0.10:
             self._somebody_asks()
         elif what < 0.16:
             self.pass_time(self.rng.choice((0.001, 0.01, 0.05, 0.3, 1.0, 2.5)))
-        elif self.callers and what < 0.35:
+        elif self.callers and what < 0.50:
             self.let_caller(self.rng.randrange(len(self.callers)))
         else:
             self.let_worker(self.rng.choice(self.workers))
 
     def _somebody_asks(self) -> None:
         rng, live = self.rng, self.live()
+        if self.chance(0.4):
+            self._somebody_decides()
+            return
         what = rng.random()
         if len(live) < 20 and (not live or what < 0.25):
-            children = rng.choices(range(len(SCRIPTS)), k=rng.randint(1, 4))
-            self.family(rng.choice((0, 2, 2, 5)), children, self._options(), announced=self.chance(0.7))
+            children = rng.choices(CHILDREN, k=rng.randint(1, 4))
+            self.family(rng.choice((0, 2, 2, 5, 7, 8, MODEL)), children, self._options(), announced=self.chance(0.7))
         elif len(live) < 20 and what < 0.40:
-            self.create(rng.choice((0, 0, 1, 2, 2, 4, 5)), rng.choice((0, 0, 0, 1, 2, 3)), rng.choice((1.0, 60.0)))
-        elif what < 0.75:
-            self.spawn(
-                rng.choice(live), rng.randrange(len(SCRIPTS)), rng.choice((None, "a", "a", "b")), self._options()
+            self.create(
+                rng.choice((0, 1, 2, 4, 5, 6, 7, 8, 8, 9, MODEL)),
+                rng.choice((0, 0, 0, 1, 2, 3)),
+                rng.choice((1.0, 60.0)),
             )
+        elif what < 0.75:
+            self.spawn(rng.choice(live), rng.choice(CHILDREN), rng.choice((None, "a", "a", "b")), self._options())
         elif what < 0.80:
             self.control("cancel", rng.choice(live))
         elif what < 0.90:
@@ -277,6 +411,20 @@ class World:
         else:
             paused = [run_id for run_id in live if self.database.runs[run_id].status == "PAUSED"]
             self.control("resume", rng.choice(paused or live))
+
+    def pending(self) -> list[uuid.UUID]:
+        """Return the tool calls that wait for approval."""
+        return [call.tool_call_id for call in self.database.calls.values() if call.status == "PENDING"]
+
+    def _somebody_decides(self) -> None:
+        """Let somebody decide, or two people on the same call, or somebody on one that is past that."""
+        rng = self.rng
+        calls = self.pending() or list(self.database.calls)
+        if not calls:
+            return
+        call_id = rng.choice(calls if rng.random() < 0.9 else list(self.database.calls))
+        for _ in range(rng.choice((1, 1, 1, 2))):
+            self.decide(call_id, rng.randrange(len(APPROVERS)), approve=rng.random() < 0.7)
 
     def _options(self) -> GroupOptions:
         rng = self.rng
@@ -299,15 +447,20 @@ class World:
                 self.control("resume", run.run_id)
         while self.callers:
             self.let_caller(0)
-        for _ in range(400):
+        for _ in range(5000):
             self._settle_all_due()
             if not self.live():
                 return
             self._require_timely(calm_since)
-            due = [run.next_tick_at for run in self.database.runs.values() if run.next_tick_at is not None]
-            if not due:
+            for call_id in self.pending():
+                self.decide(call_id, len(APPROVERS) - 1, approve=self.chance(0.7))
+            while self.callers:
+                self.let_caller(0)
+            instants = [run.next_tick_at for run in self.database.runs.values() if run.next_tick_at is not None]
+            instants += [task.wakes_at for worker in self.workers for task in worker.beside]
+            if not instants:
                 break
-            self.now = max(self.now, min(due))
+            self.now = max(self.now, min(instants))
         stuck = [self.database.runs[run_id] for run_id in self.live()]
         raise Broken(f"does not end: {stuck}")
 
@@ -317,13 +470,13 @@ class World:
             for worker in self.workers:
                 worker.belled = True
                 self.let_worker(worker)
-                while worker.task is not None:
+                while worker.task is not None or worker.awake(self.now):
                     self.let_worker(worker)
             if not any(
                 run.next_tick_at is not None and run.next_tick_at <= self.now for run in self.database.runs.values()
             ):
                 return
-            if round_ > 200:
+            if round_ > 20:
                 raise Broken("there is no end to what is due")
 
     def _require_timely(self, calm_since: dt.datetime) -> None:
@@ -342,20 +495,34 @@ class World:
                     raise Broken(f"run {run.run_id} slept past the deadline of {group}")
 
 
-def simulate(seed: int, steps: int, episode: int = 400) -> int:
-    """Live through episodes until so many steps were taken; returns how many. Raises Broken naming the seed."""
-    taken = 0
+class Lived(NamedTuple):
+    """What a simulation came to."""
+
+    steps: int
+    episodes: int
+    seen: Counter[str]
+    """The faults that were made and what became of the runs."""
+
+
+def simulate(seed: int, steps: int, episode: int = 800) -> Lived:
+    """Live through episodes until so many steps were taken. Raises Broken naming the seed."""
+    taken, seen = 0, Counter[str]()
     for number in itertools.count():
         if taken >= steps:
-            return taken
+            return Lived(taken, number, seen)
         world = World(seed + number)
         try:
             for _ in range(episode):
                 world.anything()
             world.end()
         except Broken as broken:
-            raise Broken(f"seed {seed + number}: {broken}") from broken
+            found = Broken(f"seed {seed + number}: {broken}")
+            found.episode = number + 1
+            raise found from broken
         finally:
             world.close()
         taken += world.steps
+        seen += world.seen
+        seen.update(f"runs {run.status}" for run in world.database.runs.values())
+        seen.update(f"tool calls {call.status}" for call in world.database.calls.values())
     raise AssertionError
