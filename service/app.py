@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import TextClause
@@ -32,7 +33,6 @@ from service.api.operations import Operations
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
 from service.api.sight import READ as READ_RUNS
 from service.api.sight import Sight
-from service.api.snapshot import WARM_UP as READS
 from service.api.snapshot import Snapshots, Views
 from service.api.tickets import TicketBody, TicketOffice
 from service.api.toolcalls import ToolBody, ToolCalls
@@ -83,7 +83,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     quotas, rates = Quotas(database), Rates(client)
     commits = Commits(database, announcer)
     runs = Runs(database, commits, rates, quotas, sight, announcer, Agents())
-    snapshots = Snapshots(Views(database), rates, quotas, sight, following)
+    views = Views(database)
+    snapshots = Snapshots(views, rates, quotas, sight, following)
     workspaces = Workspaces(database, settings)
     tool_calls = ToolCalls(database, quotas, announcer)
     operations = Operations(database, client)
@@ -156,7 +157,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
         configure_logging(settings.log_level)
-        await _warm(database, rates)
+        await _warm(database, rates, views)
         # What start-up made lives as long as the process: looking through it again and again costs tail latency.
         gc.collect()
         gc.freeze()
@@ -167,6 +168,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         await hub.close()
         await following.close()
         await client.aclose()
+        await views.close()
         await database.close()
 
     app = Starlette(
@@ -180,12 +182,13 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     return app
 
 
-async def _warm(database: Database, rates: Rates) -> None:
+async def _warm(database: Database, rates: Rates, views: Views) -> None:
     """Pay before the first request for what it would wait for; a dependency that is away is met later."""
     try:
-        await database.warm([*WRITES, *READS, *LOOK_UPS])
+        await database.warm([*WRITES, *LOOK_UPS])
+        await views.warm()
         await rates.warm()
-    except* (SQLAlchemyError, RedisError, OSError, TimeoutError) as faults:
+    except* (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, OSError) as faults:
         log.warning("started cold: a dependency does not answer yet", fault=str(faults.exceptions[0]))
 
 
