@@ -359,13 +359,14 @@ async def test_the_lease_of_a_running_tool_is_renewed(tenant: Tenant, ticker: Ti
 
 
 async def test_a_running_tool_does_not_hold_up_the_deadline_of_a_group(tenant: Tenant, ticker: Ticker) -> None:
-    outside = Outside(tenant.database, lease_s=0.05)
+    outside = Outside(tenant.database, lease_s=Settings.lease_s)
     run_id = await tenant.run(await tenant.agent({"kind": "TOOL_CALL", "tool": "sleep", "arguments": {"seconds": 20}}))
     await settle(ticker, await ticker.claim())
     (claim,) = await ticker.claim()
     running = asyncio.create_task(outside.run_tool(claim.run_id, claim.epoch))
     await until_started(tenant, run_id)
-    await tenant.spawn(run_id, group_id="g", join_policy=JoinPolicy.TIMEOUT, timeout_seconds=0.1)
+    hung = await tenant.agent({"kind": "MODEL_CALL", "latency_ms": 3_600_000})
+    await tenant.spawn(run_id, hung, "g", join_policy=JoinPolicy.TIMEOUT, timeout_seconds=0.1)
 
     for _ in itertools.count():
         await drain(ticker)
