@@ -27,6 +27,12 @@ from service.toolcalls import Call
 from tests.simulator.audit import Audit
 from tests.simulator.calls import CallAudit
 
+RUNS = msgspec.json.Decoder(list[RunRow])
+STEPS = msgspec.json.Decoder(list[NewStep])
+EVENTS = msgspec.json.Decoder(list[NewEvent])
+GROUPS = msgspec.json.Decoder(list[Group])
+CALLS = msgspec.json.Decoder(list[Call])
+
 
 class _Locked(tuple[Any, ...]):
     """A locked row: the columns of RUN_COLUMNS, and the instant."""
@@ -149,37 +155,18 @@ class Connection:
         self._now = database.now()
         self.touched: dict[uuid.UUID, None] = {}
         """The runs that were changed, or whose tool call was."""
-        self._answers: dict[int, Callable[[Any], list[Any]]] = {
-            id(tick._CLAIM): self._claim,
-            id(tick._POSTPONE): self._postpone,
-            id(families._PARENT): self._parent,
-            id(ledger._LOCK): lambda asked: self._rows(sorted(asked["run_ids"])),
-            id(ledger._LOCK_LIVE_CHILDREN): self._lock_live_children,
-            id(ledger._OPEN_GROUPS): self._open_groups,
-            id(ledger._WRITE): self._write,
-            id(ledger._WRITE_WITH_GROUPS): self._write,
-            id(commits.LOCK_PARENTS): lambda asked: self._rows(asked["ids"]),
-            id(commits.READ_GROUPS): self._read_groups,
-            id(commits.WRITE_CREATES): self._accept,
-            id(commits.WRITE_CREATES_AND_SPAWNS): self._accept,
-            id(tick._HAND_BACK): self._hand_back,
-            id(ledger._LOCK_CALLS): self._lock_calls,
-            id(ledger._WRITE_CALLS): self._write_calls,
-            id(caps.LOCK): lambda asked: [],
-            id(caps.COUNT_PENDING_TOOL_CALLS): self._count_pending,
-            id(approvals._FIND): self._find_call,
-            id(outside._START): self._start,
-            id(outside._RECORD): self._record,
-            id(outside._READ_RUN): self._read_run,
-            id(outside._READ_STEPS): self._read_steps,
-            id(leases._RENEW_RUNS): self._renew_runs,
-            id(leases._LOST_RUNS): self._lost_runs,
-            id(leases._RENEW_CALLS): self._renew_calls,
-            id(leases._LOST_CALLS): self._lost_calls,
-        }
 
     async def execute(self, statement: Any, parameters: Any) -> Result:
-        return Result(self._answers[id(statement)](parameters))
+        return Result(ANSWERS[id(statement)](self, parameters))
+
+    def _nothing(self, asked: Any) -> list[Any]:
+        return []
+
+    def _lock(self, asked: Any) -> list[Any]:
+        return self._rows(asked["run_ids"])
+
+    def _lock_parents(self, asked: Any) -> list[Any]:
+        return self._rows(asked["ids"])
 
     def _claim(self, asked: Any) -> list[Any]:
         due = [run for run in self._runs.values() if run.next_tick_at is not None and run.next_tick_at <= self._now]
@@ -232,8 +219,8 @@ class Connection:
 
     def _write(self, asked: Any) -> list[Any]:
         """Apply a ledger: the columns that the statement writes, and no others."""
-        new_runs = msgspec.json.decode(asked["runs"], type=list[RunRow])
-        steps = msgspec.json.decode(asked["steps"], type=list[NewStep])
+        new_runs = RUNS.decode(asked["runs"])
+        steps = STEPS.decode(asked["steps"])
         if any(step.run_id in self._database.poisoned for step in steps):
             raise PlannedFault("this run's steps are refused")
         before = [msgspec.structs.replace(self._runs[run.run_id]) for run in new_runs]
@@ -242,7 +229,7 @@ class Connection:
             for name in ledger._WRITTEN:
                 setattr(stored, name, getattr(run, name))
         changes = self._put_groups(asked.get("groups", "[]"), tuple(ledger._WRITTEN_OF_GROUPS))
-        events = msgspec.json.decode(asked["events"], type=list[NewEvent])
+        events = EVENTS.decode(asked["events"])
         self._append(steps)
         self.touched.update((run.run_id, None) for run in new_runs)
         self._database.audit.changed(self._now, before, steps, events, changes)
@@ -255,7 +242,7 @@ class Connection:
     def _put_groups(self, encoded: str, columns: Sequence[str] = ()) -> list[tuple[Group | None, Group]]:
         """Write groups, or only some columns of groups that exist; returns each as it was and as it is."""
         changes = []
-        for new in msgspec.json.decode(encoded, type=list[Group]):
+        for new in GROUPS.decode(encoded):
             groups = self._runs[new.run_id].groups
             old = groups.get(new.group_id)
             if columns:
@@ -278,8 +265,8 @@ class Connection:
             for name, value in each.items():
                 setattr(stored, name, value)
         changes = self._put_groups(asked.get("groups", "[]"))
-        steps = msgspec.json.decode(asked.get("steps", "[]"), type=list[NewStep])
-        events = msgspec.json.decode(asked["events"], type=list[NewEvent])
+        steps = STEPS.decode(asked.get("steps", "[]"))
+        events = EVENTS.decode(asked["events"])
         self._append(steps)
         self.touched.update((run.run_id, None) for run in before)
         self._database.audit.changed(self._now, before, steps, events, changes, spawning=True)
@@ -298,7 +285,7 @@ class Connection:
 
     def _write_calls(self, asked: Any) -> list[Any]:
         """Insert calls, or write the columns that the statement writes of those that exist."""
-        for new in msgspec.json.decode(asked["calls"], type=list[Call]):
+        for new in CALLS.decode(asked["calls"]):
             old = self._calls.get(new.tool_call_id)
             if old is not None:
                 columns = ("status", "error", "reason", "decided_by", "decided_at", "ended_at")
@@ -379,6 +366,37 @@ class Connection:
 
     def _lost_calls(self, asked: Any) -> list[Any]:
         return [(call_id,) for call_id in asked["ids"] if self._calls[call_id].status != "RUNNING"]
+
+
+ANSWERS: dict[int, Callable[[Connection, Any], list[Any]]] = {
+    id(tick._CLAIM): Connection._claim,
+    id(tick._POSTPONE): Connection._postpone,
+    id(families._PARENT): Connection._parent,
+    id(ledger._LOCK): Connection._lock,
+    id(ledger._LOCK_LIVE_CHILDREN): Connection._lock_live_children,
+    id(ledger._OPEN_GROUPS): Connection._open_groups,
+    id(ledger._WRITE): Connection._write,
+    id(ledger._WRITE_WITH_GROUPS): Connection._write,
+    id(commits.LOCK_PARENTS): Connection._lock_parents,
+    id(commits.READ_GROUPS): Connection._read_groups,
+    id(commits.WRITE_CREATES): Connection._accept,
+    id(commits.WRITE_CREATES_AND_SPAWNS): Connection._accept,
+    id(tick._HAND_BACK): Connection._hand_back,
+    id(ledger._LOCK_CALLS): Connection._lock_calls,
+    id(ledger._WRITE_CALLS): Connection._write_calls,
+    id(caps.LOCK): Connection._nothing,
+    id(caps.COUNT_PENDING_TOOL_CALLS): Connection._count_pending,
+    id(approvals._FIND): Connection._find_call,
+    id(outside._START): Connection._start,
+    id(outside._RECORD): Connection._record,
+    id(outside._READ_RUN): Connection._read_run,
+    id(outside._READ_STEPS): Connection._read_steps,
+    id(leases._RENEW_RUNS): Connection._renew_runs,
+    id(leases._LOST_RUNS): Connection._lost_runs,
+    id(leases._RENEW_CALLS): Connection._renew_calls,
+    id(leases._LOST_CALLS): Connection._lost_calls,
+}
+"""What answers each of the engine's statements."""
 
 
 def _accepted(run: dict[str, Any], now: dt.datetime) -> RunRow:

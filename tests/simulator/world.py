@@ -15,8 +15,7 @@ import itertools
 import random
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -149,6 +148,12 @@ class World:
         self._late_rings: list[dt.datetime] = []
         self._ids = itertools.count(1000)
         self._going_on: _Worker | None = None
+        # What the engine finds in place of its own while somebody goes on: ids, so that a seed says everything; tasks.
+        self._here: list[tuple[dict[str, Any], str, Any]] = [
+            (vars(commits), "new_id", self._new_id),
+            (vars(tick), "new_id", self._new_id),
+            *((vars(module), "asyncio", self.loop) for module in (tick, outside, leases)),
+        ]
 
     def chance(self, share: float) -> bool:
         return share > 0 and self.rng.random() < share
@@ -287,35 +292,23 @@ class World:
                 self.kill(worker)
             return False
         self._going_on, self.loop.current = worker, task
-        with self._in_this_world():
-            try:
-                return task.go_on()
-            except (StopIteration, asyncio.CancelledError):
-                return False
-            except ApiError:
-                return False  # a caller was refused
-            except Breach as breach:
-                raise Broken(str(breach)) from None
-            except Exception as fault:
-                if is_outage(fault):
-                    return False  # as a worker does: it is logged and the leases end
-                raise
-
-    @contextmanager
-    def _in_this_world(self) -> Iterator[None]:
-        """Give the engine the world's ids, so that a seed says everything, and its tasks."""
-        here: list[tuple[dict[str, Any], str, Any]] = [
-            (vars(commits), "new_id", self._new_id),
-            (vars(tick), "new_id", self._new_id),
-            *((vars(module), "asyncio", self.loop) for module in (tick, outside, leases)),
-        ]
-        before = [names[name] for names, name, _ in here]
-        for names, name, ours in here:
+        before = [names[name] for names, name, _ in self._here]
+        for names, name, ours in self._here:
             names[name] = ours
         try:
-            yield
+            return task.go_on()
+        except (StopIteration, asyncio.CancelledError):
+            return False
+        except ApiError:
+            return False  # a caller was refused
+        except Breach as breach:
+            raise Broken(str(breach)) from None
+        except Exception as fault:
+            if is_outage(fault):
+                return False  # as a worker does: it is logged and the leases end
+            raise
         finally:
-            for (names, name, _), theirs in zip(here, before, strict=True):
+            for (names, name, _), theirs in zip(self._here, before, strict=True):
                 names[name] = theirs
 
     def _new_id(self) -> uuid.UUID:
