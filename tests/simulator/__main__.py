@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from harness.machine import commit
 from tests.simulator.breach import Broken
 from tests.simulator.evidence import Simulated, find_mutants, page
 from tests.simulator.world import simulate
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--evidence", type=Path, help="also look for every seeded bug, and write this page")
     asked = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    began_at = commit()
     began_s, taken, episodes, seen, seed = time.perf_counter(), 0, 0, Counter[str](), asked.seed
     while taken < asked.steps:
         try:
@@ -39,7 +41,7 @@ def main() -> int:
         sys.stdout.write(f"{taken} steps, {taken / (time.perf_counter() - began_s):.0f} per second\n")
     duration_s = time.perf_counter() - began_s
     mutants = find_mutants() if asked.evidence is not None else []
-    simulated = Simulated(asked.seed, taken, episodes, duration_s, seen, mutants)
+    simulated = Simulated(asked.seed, taken, episodes, duration_s, seen, mutants, began_at)
     sys.stdout.write("".join(f"{line}\n" for line in simulated.lines()))
     if asked.evidence is not None:
         command = f"make simulate STEPS={asked.steps} SEED={asked.seed} EVIDENCE={asked.evidence}"

@@ -8,7 +8,7 @@ import platform
 from collections import Counter
 from typing import NamedTuple
 
-from harness.machine import commit, machine
+from harness.machine import machine
 from tests.simulator.breach import Broken
 from tests.simulator.mutants import MOST_STEPS, MUTANTS, Mutant, mutated
 from tests.simulator.world import simulate
@@ -40,6 +40,7 @@ class Simulated(NamedTuple):
     duration_s: float
     seen: Counter[str]
     mutants: list[Found]
+    commit: str | None  # when it began
 
     def lines(self) -> list[str]:
         """Return the figures, one a line."""
@@ -81,11 +82,14 @@ def page(simulated: Simulated, command: str) -> str:
     found = sum(each.episode is not None for each in simulated.mutants)
     return f"""# Evidence: the simulator
 
-Written by `{command}`. Run it to repeat this: the same commit and seed live through the same steps, to the
-microsecond of simulated time; only the duration is the machine's. What the simulator does, and what it cannot see, is
-in [simulator.md](../simulator.md).
+Written by
 
-- on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {commit() or "unknown"}
+    {command}
+
+Run it to repeat this: the same commit and seed live through the same steps, to the microsecond of simulated time; only
+the duration is the machine's. What the simulator does, and what it cannot see, is in [simulator.md](../simulator.md).
+
+- on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {simulated.commit or "unknown"}
 - {where["cpu"]}, one of {where["cpu_count"]} cores; {where["system"]} {where["release"]}; Python {version}
 - load average at the end {os.getloadavg()[0]:.1f}
 

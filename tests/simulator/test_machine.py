@@ -15,7 +15,8 @@ from service.joins import FailurePolicy, JoinPolicy
 from tests.simulator.breach import Broken
 from tests.simulator.mutants import MUTANTS, mutated
 from tests.simulator.outsiders import APPROVERS
-from tests.simulator.world import CHILDREN, NONE, World
+from tests.simulator.stage import NONE
+from tests.simulator.world import CHILDREN, World
 
 scripts = st.sampled_from(CHILDREN)
 options = st.one_of(

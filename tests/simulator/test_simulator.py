@@ -13,7 +13,8 @@ from service.outside import INTERRUPTED
 from service.toolcalls import UNKNOWN_END
 from tests.simulator.calls import MOST_PENDING
 from tests.simulator.outsiders import MODEL
-from tests.simulator.world import NONE, SWEEP_S, World, simulate
+from tests.simulator.stage import NONE, SWEEP_S
+from tests.simulator.world import World, simulate
 
 HUNG = 5
 """The script whose step takes an hour."""
