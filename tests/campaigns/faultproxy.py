@@ -7,7 +7,7 @@ switched on at run time, for connections that are open, for those still to come,
     RESET                 open connections end with RST on both sides; new ones are accepted and reset
     HALF_OPEN_TO_SERVER   what the client sends is lost, its FIN and RST too; what the server sends arrives
     HALF_OPEN_TO_CLIENT   what the server sends is lost, its FIN and RST too; what the client sends arrives
-    BLACKHOLE             all is lost in both directions; new connections are accepted and the server never hears of them
+    BLACKHOLE             all is lost both ways; new connections are accepted, and the server never hears of them
 
 **What has lost a byte never speaks again.** A stream with a hole in it would be garbage, so a connection that lost
 anything stays as it is when the fault is lifted: silent towards its client until the client gives up. Towards the
