@@ -20,8 +20,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from sqlalchemy import CheckConstraint, ForeignKey, Index, insert, text
@@ -33,6 +31,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from service.db import Base
 from service.errors import IllegalState, Invalid, NotFound
 from service.runs import Instant
+from service.schemas import Draft202012Validator, SchemaError, ValidationError
 from service.tools import BUILT_IN, registry
 
 DEFAULT_TIMEOUT_S = 30.0
