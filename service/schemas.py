@@ -13,7 +13,7 @@ from typing import Any
 
 SLOW = "rfc3987_syntax"
 
-_modules: dict[str, Any] = sys.modules  # type: ignore[assignment]
+_modules: dict[str, Any] = sys.modules
 _before = {SLOW: _modules[SLOW]} if SLOW in _modules else {}
 _modules[SLOW] = None  # the import system's own way to say: not installed
 try:

@@ -33,6 +33,7 @@ from tests.campaigns.chaos_world import Eye, World
 from tests.campaigns.faultproxy import Fault
 
 PAGE = Path("docs/evidence/chaos.md")
+LOG = Path("data/logs/chaos-service.log")
 
 KILLS = {
     "HTTP process killed": 22,
@@ -324,19 +325,19 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs; other faults come on top")
     parser.add_argument("--seed", type=int, default=1, help="decides plans, faults and their order")
     parser.add_argument("--page", type=Path, default=PAGE, help="where the evidence is written")
+    parser.add_argument("--log", type=Path, default=LOG, help="where the log of the service's processes is kept")
     asked = parser.parse_args()
     if asked.runs < 1 or asked.kills < 1:
         parser.error("--runs and --kills: give at least 1")
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    log = Path("data/logs/chaos-service.log")
     with suppress(KeyboardInterrupt):
-        measured = run_campaign(asked.runs, asked.kills, asked.seed, keep=log)
+        measured = run_campaign(asked.runs, asked.kills, asked.seed, keep=asked.log)
         asked.page.write_text(page(measured), encoding="utf-8")
         for fault in measured.faults:
             tell(f"BROKEN: {fault}")
         for line in measured.errors_logged[:20]:
             tell(f"logged: {line[:2000]}")
-        tell(f"{asked.page}: {'; '.join(measured.verdicts())}; the service's log is in {log}")
+        tell(f"{asked.page}: {'; '.join(measured.verdicts())}; the service's log is in {asked.log}")
         return 0 if measured.passed else 1
     tell("stopped; everything that was started has been ended")
     return 130

@@ -15,6 +15,21 @@ from harness.machine import commit, machine
 PACKAGES = ("starlette", "uvicorn", "huey", "redis", "sqlalchemy", "asyncpg")
 MOST_SHOWN = 20
 
+FOUND = """\
+- A connection to PostgreSQL that the network had swallowed held a request or a tick for 30 s, and each other one of its
+  pool another 30 s: recovery took 27 to 31 s. PostgreSQL now ends statements after 5 s, a connection that is silent a
+  second longer is dead, and all that rest go with it, without being asked to agree (`tests/service/test_db.py`).
+- A transaction whose client was gone without a word kept its row locks until the server's keepalives; now 5 s
+  (`tests/service/test_db.py`).
+- A statement on a connection that a killed PostgreSQL had just taken leave of could count as a bug, against the run
+  (`tests/service/test_db.py`).
+- A connection to Redis that ended in the moment before it was written to raised the event loop's own error: requests
+  that can do without Redis were answered with 503 (`tests/service/test_rediswire.py`).
+- Every process spent most of its start on building a grammar that nothing asks for, so that the death of a supervisor
+  cost twice as long as it must (`tests/service/test_schemas.py`).
+- Log lines of several processes ran into each other (`tests/service/test_telemetry.py`)."""
+"""Defects of the service that this campaign has found since it exists; each is mended, and its test says how."""
+
 
 @dataclass(frozen=True)
 class Struck:
@@ -61,12 +76,13 @@ class Measured:
     def verdicts(self) -> list[str]:
         """Return what was shown, one sentence each."""
         kills = [each for each in self.struck if each.is_kill]
+        probes = self.rows["parents"] - self.runs
         accepted = self.rows["parents"] + self.rows["subruns"]
         times = [seconds(quantile([each.recovery_s for each in self.struck], share)) for share in (0.5, 0.95, 1.0)]
         pace = [f"{count / max(self.took_s, 1):.1f}" for count in (accepted, self.rows["ticks"])]
         struck = f"{len(kills)} SIGKILLs and {len(self.struck) - len(kills)} other faults"
         return [
-            f"{self.rows['parents']:,} runs and {self.rows['subruns']:,} subruns accepted; {struck}",
+            f"{self.runs:,} runs of users with {self.rows['subruns']:,} subruns and {probes:,} probes; {struck}",
             f"**{len(self.faults)} broken promises**",
             f"recovery p50 {times[0]}, p95 {times[1]}, max {times[2]}",
             f"{accepted:,} runs in {self.took_s:.0f} s under fire: {pace[0]} runs and {pace[1]} ticks per second",
@@ -125,6 +141,12 @@ due at that moment had been advanced (or had ended or been paused). Recovery is 
 {table(measured.struck)}
 
 `outage` is how long the fault itself lasted, on average. Longest recoveries: {longest(measured.struck)}.
+
+## What it has found
+
+Defects of the service, found by earlier campaigns and mended since:
+
+{FOUND}
 
 ## Set-up
 
