@@ -60,6 +60,9 @@ KEEPALIVE = {
 }
 """What the server does about a client behind a network that fails without a word; a Unix socket needs none of it."""
 
+POOL_TIMEOUT_S = 10.0
+"""Longest wait for a connection of a pool."""
+
 
 class Database:
     """A pool of connections to one PostgreSQL database."""
@@ -69,30 +72,36 @@ class Database:
     ) -> None:
         self.pool_size = pool_size
         longest_ms = "0" if statement_timeout_s is None else str(round(statement_timeout_s * 1000))
+        settings: dict[str, Any] = {
+            "timeout": 5,
+            "command_timeout": None if statement_timeout_s is None else statement_timeout_s + NETWORK_GRACE_S,
+            "server_settings": {
+                "timezone": "UTC",
+                "application_name": "plimsoll",
+                "jit": "off",
+                # Every statement reads by an index. Plans are kept, and one made while a table was small would
+                # go on scanning it when it has grown.
+                "enable_seqscan": "off",
+                # One plan for any number of rows in a batch. Made anew for each small batch, a plan costs more than
+                # the statement.
+                "plan_cache_mode": "force_generic_plan",
+                "statement_timeout": longest_ms,
+                # A transaction whose client is silent holds locks that others wait for. After this long it is undone,
+                # however little the network tells of the client's end.
+                "idle_in_transaction_session_timeout": longest_ms,
+                **KEEPALIVE,
+            },
+        }
         self.engine: AsyncEngine = create_async_engine(
             make_url(sqlalchemy_url(database_url)).set(drivername=f"postgresql+{_DRIVER}"),
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=10,
+            pool_timeout=POOL_TIMEOUT_S,
             hide_parameters=True,  # errors are logged; what callers sent and the hashes of tokens are not
-            connect_args={
-                "timeout": 5,
-                "command_timeout": None if statement_timeout_s is None else statement_timeout_s + NETWORK_GRACE_S,
-                "server_settings": {
-                    "timezone": "UTC",
-                    "application_name": "plimsoll",
-                    "jit": "off",
-                    # Every statement reads by an index. Plans are kept, and one made while a table was small would
-                    # go on scanning it when it has grown.
-                    "enable_seqscan": "off",
-                    "statement_timeout": longest_ms,
-                    # A transaction whose client is silent holds locks that others wait for. After this long it is
-                    # undone, however little the network tells of the client's end.
-                    "idle_in_transaction_session_timeout": longest_ms,
-                    **KEEPALIVE,
-                },
-            },
+            connect_args=settings,
         )
+        address = self.engine.dialect.create_connect_args(self.engine.url)[1]
+        self.driver_arguments: dict[str, Any] = {**address, **settings}  # for a connection without SQLAlchemy
         event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
         event.listen(self.engine.sync_engine, "handle_error", _give_up_dead)
 
@@ -156,7 +165,7 @@ def _give_up_dead(context: ExceptionContext) -> None:
     To roll back on it would take as long again. What befell one connection has mostly befallen all of them, so the pool
     replaces every one that rests: each would otherwise cost somebody the whole wait.
     """
-    if isinstance(context.original_exception, TimeoutError) or _lost_the_thread(context.original_exception):
+    if isinstance(context.original_exception, TimeoutError) or lost_the_thread(context.original_exception):
         context.is_disconnect = context.invalidate_pool_on_disconnect = True
 
 
@@ -196,11 +205,14 @@ def is_outage(error: BaseException) -> bool:
         error.connection_invalidated or str(getattr(error.orig, "sqlstate", None)).startswith(_OUTAGE_CLASSES)
     ):
         return True
+    if isinstance(error, asyncpg.PostgresError):
+        return str(error.sqlstate).startswith(_OUTAGE_CLASSES)
     # A database that hangs shows first as a pool in which no connection comes back.
-    return isinstance(error, (InterfaceError, OperationalError, PoolTimeout, OSError)) or _lost_the_thread(error)
+    known = (InterfaceError, OperationalError, PoolTimeout, asyncpg.InterfaceError, OSError)
+    return isinstance(error, known) or lost_the_thread(error)
 
 
-def _lost_the_thread(error: BaseException) -> bool:
+def lost_the_thread(error: BaseException) -> bool:
     """Tell whether the driver calls a statement an internal error of its own.
 
     It does so between the farewell of a server that was killed and the end of its connection.

@@ -12,7 +12,7 @@ switched on at run time, for connections that are open, for those still to come,
 **What has lost a byte never speaks again.** A stream with a hole in it would be garbage, so a connection that lost
 anything stays as it is when the fault is lifted: silent towards its client until the client gives up. Towards the
 server it ends `forget_s` after the loss, which is what the server's own keepalives bring about on a real network.
-A connection that lost nothing goes on as if nothing had been. Nothing here knows a protocol. Who uses it: `chaos.py`.
+A connection that lost nothing goes on as if nothing had been. It knows no protocol. Who uses it: `chaos.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
+from urllib.parse import parse_qs, urlsplit
+
+from service.embedded import Stack
+from service.embedded.postgres import ROLE
 
 Upstream = str | tuple[str, int]
 """Where the server is: the path of a Unix socket, or host and port."""
@@ -224,3 +228,13 @@ def _reset(end: socket.socket) -> None:
     with suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
     end.close()
+
+
+def socket_of(stack: Stack) -> str:
+    """Return the path of a stack's PostgreSQL."""
+    return f"{parse_qs(urlsplit(stack.database_url).query)['host'][0]}/.s.PGSQL.5432"
+
+
+def behind(proxy: FaultProxy, database_url: str) -> str:
+    """Return the address of a stack's database behind a proxy."""
+    return f"postgresql://{ROLE}@127.0.0.1:{proxy.port}{urlsplit(database_url).path}?sslmode=disable"

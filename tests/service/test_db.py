@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -16,8 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from service.archive import RunArchive
 from service.db import Base, Database, is_outage, migrate
 from service.embedded import Stack
-from service.embedded.postgres import ROLE
-from tests.campaigns.faultproxy import Fault, FaultProxy
+from tests.campaigns.faultproxy import Fault, FaultProxy, behind, socket_of
 
 EVERY_TABLE = {
     "agents", "events", "idempotency_keys", "run_archives", "runs", "steps", "subrun_groups", "tokens", "tool_calls",
@@ -128,15 +126,3 @@ def test_a_statement_between_the_servers_farewell_and_its_end_is_an_outage() -> 
     assert is_outage(confused)
     assert is_outage(InternalError("SELECT 1", {}, translated))
     assert not is_outage(InternalError("SELECT 1", {}, RuntimeError("a bug")))
-
-
-def socket_of(stack: Stack) -> str:
-    """Return the path of the server's socket."""
-    assert stack.postgres is not None
-    return str(stack.postgres.place.sockets / ".s.PGSQL.5432")
-
-
-def behind(proxy: FaultProxy, database_url: str) -> str:
-    """Return the address of the same database behind a proxy."""
-    parts = urlsplit(database_url)
-    return f"postgresql://{ROLE}@127.0.0.1:{proxy.port}{parts.path}?sslmode=disable"
