@@ -25,6 +25,7 @@ FOUND = """\
   (`tests/service/test_db.py`).
 - A connection to Redis that ended in the moment before it was written to raised the event loop's own error: requests
   that can do without Redis were answered with 503 (`tests/service/test_rediswire.py`).
+- The polls' own connections waited without end for a dead one to agree to its end (`tests/service/test_direct.py`).
 - Every process spent most of its start on building a grammar that nothing asks for, so that the death of a supervisor
   cost twice as long as it must (`tests/service/test_schemas.py`).
 - Log lines of several processes ran into each other (`tests/service/test_telemetry.py`)."""
