@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +52,13 @@ PATIENT_STATEMENT_TIMEOUT_S = 30.0
 
 NETWORK_GRACE_S = 1.0
 """How much later than PostgreSQL's own answer should have come a connection is given up: it is dead, not slow."""
+
+TRANSACTION_STATEMENTS = 2
+"""How many times as long as a statement a whole transaction may take.
+
+A server that waits for the second half of a question counts neither as idle nor as busy, so that neither of the two
+bounds on statements ends it; this one does, where the server has it (PostgreSQL 17).
+"""
 
 KEEPALIVE = {
     "tcp_keepalives_idle": "10",  # seconds of silence before the server asks whether we live
@@ -102,6 +110,9 @@ class Database:
         )
         address = self.engine.dialect.create_connect_args(self.engine.url)[1]
         self.driver_arguments: dict[str, Any] = {**address, **settings}  # for a connection without SQLAlchemy
+        if statement_timeout_s is not None:
+            longest_s = TRANSACTION_STATEMENTS * statement_timeout_s
+            event.listen(self.engine.sync_engine, "connect", partial(_bound_transactions, longest_s))
         event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
         event.listen(self.engine.sync_engine, "handle_error", _give_up_dead)
 
@@ -159,6 +170,12 @@ def _refuse_closed(_connection: Any, record: Any, _proxy: Any) -> None:
         raise DisconnectionError("the server closed this connection while it rested")
 
 
+def _bound_transactions(longest_s: float, connection: Any, _record: Any) -> None:
+    """Have the server end the session of a transaction that takes too long, if it knows how to."""
+    if connection.driver_connection.get_server_version() >= (17,):
+        connection.run_async(lambda driver: driver.execute(f"SET transaction_timeout = {round(longest_s * 1000)}"))
+
+
 def _give_up_dead(context: ExceptionContext) -> None:
     """Have a connection thrown away that did not answer in time, or whose driver no longer knows where it stands.
 
@@ -194,9 +211,9 @@ def rows(batch: Iterable[Any]) -> str:
     return msgspec.json.encode(list(batch)).decode()
 
 
-_OUTAGE_CLASSES = ("08", "53", "57", "25P03")
+_OUTAGE_CLASSES = ("08", "53", "57", "25P03", "25P04")
 """SQLSTATE beginnings: connection exceptions, insufficient resources, shutting down, starting up or out of time, and a
-transaction ended because its client was silent (appendix A)."""
+transaction ended because its client was silent or because it took too long (appendix A)."""
 
 
 def is_outage(error: BaseException) -> bool:

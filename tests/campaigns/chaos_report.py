@@ -21,6 +21,8 @@ FOUND = """\
   second longer is dead, and all that rest go with it, without being asked to agree (`tests/service/test_db.py`).
 - A transaction whose client was gone without a word kept its row locks until the server's keepalives; now 5 s
   (`tests/service/test_db.py`).
+- So it did, up to the keepalives, where the connection was lost in the middle of a question: the server then counts it
+  neither as idle nor as busy. A transaction as a whole is bounded now (`tests/service/test_db.py`).
 - A statement on a connection that a killed PostgreSQL had just taken leave of could count as a bug, against the run
   (`tests/service/test_db.py`).
 - A connection to Redis that ended in the moment before it was written to raised the event loop's own error: requests

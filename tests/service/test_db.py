@@ -126,3 +126,25 @@ def test_a_statement_between_the_servers_farewell_and_its_end_is_an_outage() -> 
     assert is_outage(confused)
     assert is_outage(InternalError("SELECT 1", {}, translated))
     assert not is_outage(InternalError("SELECT 1", {}, RuntimeError("a bug")))
+
+
+async def test_a_transaction_in_the_middle_of_a_question_gives_its_locks_back(stack: Stack, database_url: str) -> None:
+    """The server waits for the second half: it counts neither as idle nor as busy."""
+    direct = Database(database_url, pool_size=1, statement_timeout_s=30)
+    async with direct.begin() as connection:
+        await connection.execute(text("CREATE TABLE held AS SELECT 1 AS row"))
+    async with FaultProxy(socket_of(stack), forget_s=3600) as proxy:
+        database = Database(behind(proxy, database_url), pool_size=1, statement_timeout_s=0.2)
+        async with database.engine.connect() as connection:
+            await connection.execute(text("SELECT * FROM held FOR UPDATE"))
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            proxy.switch(Fault.HALF_OPEN_TO_CLIENT)
+            asking = asyncio.create_task(driver.prepare("SELECT 2", timeout=3600))
+            async with direct.begin() as other:
+                assert (await other.execute(text("SELECT row FROM held FOR UPDATE"))).scalar_one() == 1
+            assert not asking.done()
+            await connection.invalidate()
+            await asyncio.gather(asking, return_exceptions=True)
+        await database.close()
+    await direct.close()
