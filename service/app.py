@@ -13,14 +13,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import TextClause
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,7 +31,6 @@ from service.api.operations import Operations
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
 from service.api.sight import READ as READ_RUNS
 from service.api.sight import Sight
-from service.api.snapshot import WARM_UP as READS
 from service.api.snapshot import Snapshots, Views
 from service.api.tickets import TicketBody, TicketOffice
 from service.api.toolcalls import ToolBody, ToolCalls
@@ -83,7 +81,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     quotas, rates = Quotas(database), Rates(client)
     commits = Commits(database, announcer)
     runs = Runs(database, commits, rates, quotas, sight, announcer, Agents())
-    snapshots = Snapshots(Views(database), rates, quotas, sight, following)
+    views = Views(database)
+    snapshots = Snapshots(views, rates, quotas, sight, following)
     workspaces = Workspaces(database, settings)
     tool_calls = ToolCalls(database, quotas, announcer)
     operations = Operations(database, client)
@@ -156,7 +155,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
         configure_logging(settings.log_level)
-        await _warm(database, rates)
+        await _warm(database, rates, views)
         # What start-up made lives as long as the process: looking through it again and again costs tail latency.
         gc.collect()
         gc.freeze()
@@ -167,30 +166,42 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         await hub.close()
         await following.close()
         await client.aclose()
+        await views.close()
         await database.close()
 
-    app = Starlette(
-        routes=[*table, *streams],
-        lifespan=life,
-        middleware=[Middleware(Boundary)],
-        exception_handlers={HTTPException: _no_route},
-    )
+    app = Application(routes=[*table, *streams], lifespan=life)
     app.router.redirect_slashes = False
     app.state.let_go = following.let_go  # `serve.Server` calls it when the process is asked to stop
     return app
 
 
-async def _warm(database: Database, rates: Rates) -> None:
+async def _warm(database: Database, rates: Rates, views: Views) -> None:
     """Pay before the first request for what it would wait for; a dependency that is away is met later."""
     try:
-        await database.warm([*WRITES, *READS, *LOOK_UPS])
+        await database.warm([*WRITES, *LOOK_UPS])
+        await views.warm()
         await rates.warm()
-    except* (SQLAlchemyError, RedisError, OSError, TimeoutError) as faults:
+    except* (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, RedisError, OSError) as faults:
         log.warning("started cold: a dependency does not answer yet", fault=str(faults.exceptions[0]))
 
 
+class Application(Starlette):
+    """Starlette with one layer around its router instead of three.
+
+    An `Operation` answers every error by itself, so nothing is left to catch but what the table refuses. The layers
+    that would catch it cost as much as naming the caller (docs/performance.md).
+    """
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Put the boundary around the router, and nothing else."""
+        return Boundary(self.router)
+
+
 class Boundary:
-    """Makes the trailing slash optional below /api/ and /ws/ without a redirect: a redirect is no 200."""
+    """Makes the trailing slash optional below /api/ and /ws/ without a redirect, and answers what the table lacks.
+
+    A redirect is no 200.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -204,33 +215,30 @@ class Boundary:
                     scope = {**scope, "path": path + "/"}
             elif path.endswith("/") and path != "/":
                 scope = {**scope, "path": path.rstrip("/")}
-        await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        except HTTPException as refused:  # by the table, before any answer has begun
+            await _no_route(scope, refused)(scope, receive, send)
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
+def _no_route(scope: Scope, refused: HTTPException) -> Response:
     """Answer what the table does not hold."""
-    status = error.status_code if isinstance(error, HTTPException) else 404
     known: ApiError
-    if status == 404:
+    if refused.status_code == 404:
         known = NotFound("no such path")
-    elif status == 405:
-        known = MethodNotAllowed(f"{request.method} is not allowed here")
+    elif refused.status_code == 405:
+        known = MethodNotAllowed(f"{scope['method']} is not allowed here")
     else:
         known = Malformed("the request cannot be routed")
-    answer = refusal(known, request.scope)
-    headers = {name.lower(): value for name, value in (getattr(error, "headers", None) or {}).items()}
-    if status == 405:  # the route that refused knows its own method only
-        headers["allow"] = ", ".join(sorted(_methods_of(request)))
+    answer = refusal(known, scope)
+    headers = {name.lower(): value for name, value in (refused.headers or {}).items()}
+    if refused.status_code == 405:  # the route that refused knows its own method only
+        headers["allow"] = ", ".join(sorted(_methods_of(scope)))
     headers["server-timing"] = "auth;dur=0, quota;dur=0, db;dur=0, publish;dur=0, app;dur=0"
     return Response(answer.body, answer.status, headers, answer.content_type.decode())
 
 
-def _methods_of(request: Request) -> set[str]:
+def _methods_of(scope: Scope) -> set[str]:
     """Return every method that the table has for a request's path (RFC 9110, section 15.5.6)."""
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    return {
-        method
-        for route in routes
-        if route.matches(request.scope)[0] is not Match.NONE
-        for method in route.methods or ()
-    }
+    routes = [route for route in scope["app"].routes if isinstance(route, Route)]
+    return {method for route in routes if route.matches(scope)[0] is not Match.NONE for method in route.methods or ()}

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import asyncpg
 import msgspec
 from alembic import command
 from alembic.config import Config
@@ -43,6 +44,9 @@ class Base(MappedAsDataclass, DeclarativeBase):
 COMMAND_TIMEOUT_S = 30.0
 """Longest wait for one statement of a request or a tick; a hung server must not hold them for ever."""
 
+POOL_TIMEOUT_S = 10.0
+"""Longest wait for a connection of a pool."""
+
 
 class Database:
     """A pool of connections to one PostgreSQL database."""
@@ -51,25 +55,31 @@ class Database:
         self, database_url: str, pool_size: int = 8, command_timeout_s: float | None = COMMAND_TIMEOUT_S
     ) -> None:
         self.pool_size = pool_size
+        settings: dict[str, Any] = {
+            "timeout": 5,
+            "command_timeout": command_timeout_s,
+            "server_settings": {
+                "timezone": "UTC",
+                "application_name": "plimsoll",
+                "jit": "off",
+                # Every statement reads by an index. Plans are kept, and one made while a table was small would
+                # go on scanning it when it has grown.
+                "enable_seqscan": "off",
+                # One plan for any number of rows in a batch. Made anew for each small batch, a plan costs more than
+                # the statement.
+                "plan_cache_mode": "force_generic_plan",
+            },
+        }
         self.engine: AsyncEngine = create_async_engine(
             sqlalchemy_url(database_url),
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=10,
+            pool_timeout=POOL_TIMEOUT_S,
             hide_parameters=True,  # errors are logged; what callers sent and the hashes of tokens are not
-            connect_args={
-                "timeout": 5,
-                "command_timeout": command_timeout_s,
-                "server_settings": {
-                    "timezone": "UTC",
-                    "application_name": "plimsoll",
-                    "jit": "off",
-                    # Every statement reads by an index. Plans are kept, and one made while a table was small would
-                    # go on scanning it when it has grown.
-                    "enable_seqscan": "off",
-                },
-            },
+            connect_args=settings,
         )
+        address = self.engine.dialect.create_connect_args(self.engine.url)[1]
+        self.driver_arguments: dict[str, Any] = {**address, **settings}  # for a connection without SQLAlchemy
         event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
 
     @asynccontextmanager
@@ -141,8 +151,10 @@ def is_outage(error: BaseException) -> bool:
         error.connection_invalidated or str(getattr(error.orig, "sqlstate", None)).startswith(_OUTAGE_CLASSES)
     ):
         return True
+    if isinstance(error, asyncpg.PostgresError):
+        return str(error.sqlstate).startswith(_OUTAGE_CLASSES)
     # A database that hangs shows first as a pool in which no connection comes back.
-    return isinstance(error, (InterfaceError, OperationalError, PoolTimeout, OSError))
+    return isinstance(error, (InterfaceError, OperationalError, PoolTimeout, asyncpg.InterfaceError, OSError))
 
 
 def cannot_be_stored(error: DBAPIError) -> bool:

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 import structlog
+from asyncpg.pgproto.pgproto import UUID  # a uuid.UUID that is parsed and hashed in C
 from starlette.types import Receive, Scope, Send
 
 from service.auth import Caller, Callers, Role
@@ -113,7 +114,8 @@ class Exchange(Generic[Body]):
     def path_id(self, name: str, what: str) -> uuid.UUID:
         """Return an id from the path; one that is no UUID is as absent as any other unknown id."""
         try:
-            return uuid.UUID(self.scope["path_params"][name])
+            found: uuid.UUID = UUID(self.scope["path_params"][name])
+            return found
         except ValueError:
             raise NotFound(f"no such {what}") from None
 

@@ -15,16 +15,15 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-from sqlalchemy import TextClause, text
+from typing import NamedTuple
 
 from service.api.answers import SnapshotView
 from service.api.archives import events_gone
 from service.api.sight import Sight
 from service.api.wire import CHILDREN_JSON, EVENTS_JSON, GROUPS_JSON, RUN_JSON, STEPS_JSON
 from service.archive.records import COVERING
-from service.db import Database, is_outage, rows
+from service.db import Database, is_outage
+from service.direct import Direct
 from service.errors import Gone, Invalid, NotFound
 from service.events import Following
 from service.exchange import Answer, Exchange, field_headers
@@ -44,7 +43,7 @@ LOOK_AGAIN_S = 1.0
 
 MOST_SEQ = 2**31 - 1
 
-READ = text(f"""
+READ = f"""
     SELECT q.n, r.last_seq, r.ended_at IS NOT NULL AS final, v.version,
            r.compacted_through_seq,
            CASE WHEN v.gone THEN {COVERING.format(since_seq="q.since_seq")} END AS archive_id,
@@ -52,7 +51,7 @@ READ = text(f"""
                json_build_object('run', {RUN_JSON}, 'steps', {STEPS_JSON}, 'events_since_seq', {EVENTS_JSON},
                                  'child_runs', {CHILDREN_JSON}, 'groups', {GROUPS_JSON}, 'last_seq', r.last_seq)::text
            END AS body
-    FROM json_to_recordset(CAST(:asked AS json)) AS q(n int, run_id uuid, since_seq int, kept text)
+    FROM unnest($1::uuid[], $2::int[], $3::text[]) WITH ORDINALITY AS q(run_id, since_seq, kept, n)
     LEFT JOIN runs r ON r.run_id = q.run_id
     LEFT JOIN LATERAL (
         SELECT r.last_seq || CASE WHEN r.spawned_subruns = 0 THEN ''
@@ -62,11 +61,11 @@ READ = text(f"""
             END AS version, r.compacted_through_seq > q.since_seq AS gone
     ) v ON true
     WHERE v.gone OR v.version IS DISTINCT FROM q.kept
-""")  # noqa: S608 - constants
+"""  # noqa: S608 - constants
 """What has changed since it was kept; a run that is kept and no longer exists has no version."""
 
-WARM_UP: list[tuple[TextClause, dict[str, Any]]] = [(READ, {"asked": "[]"})]
-"""The read of nothing, to prepare it before the first request (`Database.warm`)."""
+LANES = 2
+"""How many groups of polls may be under way: while one waits for its answer the next one gathers and asks."""
 
 Asked = tuple[uuid.UUID, int]
 """A run and the sequence number after which events are wanted."""
@@ -85,12 +84,20 @@ class Views:
     """Reads snapshots for one process and keeps what it has built."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._direct = Direct(database, LANES)
         self._kept: OrderedDict[Asked, View] = OrderedDict()
         self._kept_bytes = 0
         self._grouping: Grouping[Asked, View] = Grouping(
-            self._read, lanes=2, retry_alone=lambda fault: not is_outage(fault)
+            self._read, lanes=LANES, retry_alone=lambda fault: not is_outage(fault)
         )
+
+    async def warm(self) -> None:
+        """Prepare the read before the first request."""
+        await self._direct.fetch(READ, [], [], [])
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._direct.close()
 
     async def see(self, run_id: uuid.UUID, since_seq: int) -> View:
         """Return the snapshot as it stands now; raises NotFound, and Gone for events that were compacted."""
@@ -98,21 +105,23 @@ class Views:
 
     async def _read(self, asked: Sequence[Asked]) -> Sequence[View | Exception]:
         distinct = list(dict.fromkeys(asked))
-        before = [self._kept.get(each) for each in distinct]
-        wanted = [
-            {"n": n, "run_id": run_id, "since_seq": since_seq, "kept": kept.version if kept else None}
-            for n, ((run_id, since_seq), kept) in enumerate(zip(distinct, before, strict=True))
-        ]
-        seen: dict[Asked, View | Gone | None] = dict(zip(distinct, before, strict=True))
-        async with self._database.read() as connection:
-            for row in await connection.execute(READ, {"asked": rows(wanted)}):
-                each = distinct[row.n]
-                if row.version is None:
-                    seen[each] = None
-                elif row.body is None:
-                    seen[each] = events_gone(row.compacted_through_seq, row.archive_id)
-                else:
-                    seen[each] = self._keep(each, View(row.version, row.last_seq, row.final, row.body.encode()))
+        kept = [self._kept.get(each) for each in distinct]
+        changed = await self._direct.fetch(
+            READ,
+            [run_id for run_id, _ in distinct],
+            [since_seq for _, since_seq in distinct],
+            [view.version if view else None for view in kept],
+        )
+        seen: dict[Asked, View | Gone | None] = dict(zip(distinct, kept, strict=True))
+        for row in changed:
+            each = distinct[row["n"] - 1]
+            if row["version"] is None:
+                seen[each] = None
+            elif row["body"] is None:
+                seen[each] = events_gone(row["compacted_through_seq"], row["archive_id"])
+            else:
+                view = View(row["version"], row["last_seq"], row["final"], row["body"].encode())
+                seen[each] = self._keep(each, view)
         return [seen[each] or NotFound("no such run") for each in asked]
 
     def _keep(self, asked: Asked, view: View) -> View:
@@ -140,7 +149,10 @@ class Snapshots:
         """Return the snapshot, or 304 when the caller has it; with `wait`, hold the answer until there is news."""
         run_id = exchange.path_id("run_id", "run")
         since_seq, wait_s = 0, 0.0
-        if exchange.scope["query_string"]:
+        query = exchange.scope["query_string"]
+        if query.startswith(b"since_seq=") and query[10:].isdigit():  # what nearly every poll says, and nothing else
+            since_seq = _since_seq(query[10:].decode())
+        elif query:
             since_seq = _since_seq(exchange.query().get("since_seq", "0"))
             wait_s = exchange.query_number("wait", 0.0, 0.0, LONGEST_WAIT_S)
         facts = await self._sight.find(exchange.caller, run_id)

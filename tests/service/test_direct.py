@@ -1,0 +1,72 @@
+"""Questions put by the driver itself meet a database that comes and goes like any other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+
+from service.db import Database, is_outage
+from service.direct import Direct
+
+CUT = text("""
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname = current_database() AND query LIKE :query AND pid <> pg_backend_pid()
+""")
+
+
+@pytest.fixture
+async def direct(database: Database) -> AsyncIterator[Direct]:
+    opened = Direct(database, 2)
+    yield opened
+    await opened.close()
+
+
+async def cut(database: Database, query: str) -> None:
+    """End the connection whose last query is like that, as soon as there is one."""
+    async with database.read() as connection:
+        for _ in range(1_000):
+            if (await connection.execute(CUT, {"query": query})).scalar_one():
+                return
+            await asyncio.sleep(0.01)
+    pytest.fail("nobody asked that")
+
+
+async def test_more_questions_than_connections_are_all_answered(direct: Direct) -> None:
+    answers = await asyncio.gather(*(direct.fetch("SELECT $1::int AS n, pg_sleep(0.01)", n) for n in range(9)))
+    assert [[row["n"] for row in rows] for rows in answers] == [[n] for n in range(9)]
+
+
+async def test_a_connection_has_the_settings_of_all_others(direct: Direct) -> None:
+    rows = await direct.fetch("SELECT current_setting('TimeZone'), current_setting('application_name')")
+    assert [tuple(row) for row in rows] == [("UTC", "plimsoll")]
+
+
+async def test_a_connection_that_the_server_closed_while_it_rested_is_replaced(
+    direct: Direct, database: Database
+) -> None:
+    ((before,),) = await direct.fetch("SELECT pg_backend_pid() AS resting")
+    await cut(database, "%AS resting%")
+    await asyncio.sleep(0.1)
+    ((after,),) = await direct.fetch("SELECT pg_backend_pid() AS resting")
+    assert after != before
+
+
+async def test_a_question_whose_connection_is_cut_is_an_outage_and_the_next_one_is_answered(
+    direct: Direct, database: Database
+) -> None:
+    question = asyncio.create_task(direct.fetch("SELECT pg_sleep(60)"))
+    await cut(database, "%pg_sleep(60)%")
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)) as caught:
+        await question
+    assert is_outage(caught.value)
+    assert [tuple(row) for row in await direct.fetch("SELECT 1")] == [(1,)]
+
+
+async def test_a_statement_that_is_wrong_is_no_outage(direct: Direct) -> None:
+    with pytest.raises(asyncpg.PostgresError) as caught:
+        await direct.fetch("SELECT 1 / 0")
+    assert not is_outage(caught.value)
