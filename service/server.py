@@ -13,6 +13,8 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.errors import PROBLEM_MEDIA_TYPE, Malformed, problem
+from service.exchange import NO_TIME
 from service.stream.protocol import MAX_FRAME_BYTES, PING_EVERY_S, PING_PATIENCE_S, SocketProtocol
 
 GRACE_S = 10
@@ -37,6 +39,21 @@ class BoundedHeads(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("the request's head is too large")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are no HTTP as every other request is refused, and close the connection."""
+        body = problem(Malformed(msg.removesuffix(".")), "")
+        usual = [f"{name.decode()}: {value.decode()}" for name, value in self.server_state.default_headers]
+        head = (
+            "HTTP/1.1 400 Bad Request",
+            *usual,
+            f"content-type: {PROBLEM_MEDIA_TYPE}",
+            f"content-length: {len(body)}",
+            f"server-timing: {NO_TIME}",
+            "connection: close",
+        )
+        self.transport.write("\r\n".join((*head, "", "")).encode() + body)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """Note that a head has begun."""
