@@ -31,6 +31,11 @@ TOO_COSTLY = ("patternProperties", "unevaluatedItems", "unevaluatedProperties")
 """Keywords that are refused: they look at the whole of the schema or match patterns where no budget reaches."""
 
 
+MOST_DEPTH = 100
+"""How deep a schema, or arguments, may be nested. Readers recurse: what one process could just write, another one,
+deeper in its own calls, could not read, and with it all that it reads in one go."""
+
+
 class Unusable(Exception):
     """A schema cannot be applied, or not with bounded work; the message says why."""
 
@@ -41,6 +46,8 @@ _left: ContextVar[list[int]] = ContextVar("work that is left")
 def require_schema(schema: dict[str, Any], field: str) -> None:
     """Raise Invalid naming the field unless this is a JSON Schema (2020-12) that can be applied."""
     try:
+        if _is_deep(schema):
+            raise Invalid(field, f"is nested more than {MOST_DEPTH} deep")
         size = len(msgspec.json.encode(schema))
         if size > MOST_SCHEMA_BYTES:
             raise Invalid(field, f"has {size} bytes; at most {MOST_SCHEMA_BYTES} are taken")
@@ -57,6 +64,8 @@ def require_schema(schema: dict[str, Any], field: str) -> None:
 
 def explain(schema: Mapping[str, Any], arguments: Any) -> str | None:
     """Say in one line what is wrong with arguments; None when nothing is."""
+    if _is_deep(arguments):
+        return f"arguments: nested more than {MOST_DEPTH} deep"
     try:
         _require_usable(schema)
         wrong = _first_error(schema, arguments)
@@ -96,6 +105,17 @@ def _require_usable(schema: Mapping[str, Any]) -> None:
     for keyword in TOO_COSTLY:
         if any(keyword in inner for inner in _objects(schema)):
             raise Unusable(f"uses {keyword}, which is not supported")
+
+
+def _is_deep(value: Any) -> bool:
+    """Tell whether a value is nested deeper than MOST_DEPTH."""
+    level = [value]
+    for _ in range(MOST_DEPTH + 1):
+        containers = [each for each in level if isinstance(each, Mapping | list)]
+        if not containers:
+            return False
+        level = [inner for each in containers for inner in (each.values() if isinstance(each, Mapping) else each)]
+    return True
 
 
 def _objects(value: Any) -> Iterator[Mapping[str, Any]]:

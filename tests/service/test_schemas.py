@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from service.errors import Invalid
-from service.schemas import MOST_SCHEMA_BYTES, MOST_WORK, explain, require_schema
+from service.schemas import MOST_DEPTH, MOST_SCHEMA_BYTES, MOST_WORK, explain, require_schema
 
 
 def nested(depth: int) -> Any:
@@ -112,15 +112,13 @@ def test_a_schema_that_is_not_taken_is_refused_with_the_reason(schema: dict[str,
     assert refused.value.detail.startswith(f"schema: {why}")
 
 
-def test_depth_alone_breaks_nothing() -> None:
-    schema = {"const": nested(500)}
-    require_schema(schema, "schema")
-    assert (explain(schema, {}) or "").startswith("arguments: ")
-    deep: dict[str, Any] = {}
-    for _ in range(500):
-        deep = {"not": deep}
-    with pytest.raises(Invalid, match="nested too deeply"):
-        require_schema(deep, "schema")
+def test_what_is_nested_deeply_is_refused_before_anybody_recurses_into_it() -> None:
+    require_schema({"const": nested(MOST_DEPTH - 1)}, "schema")
+    assert explain({}, {"a": nested(MOST_DEPTH - 1)}) is None
+    for depth in (MOST_DEPTH, 900, 100_000):
+        with pytest.raises(Invalid, match="schema: is nested more than 100 deep"):
+            require_schema({"const": nested(depth)}, "schema")
+        assert explain({}, {"a": nested(depth)}) == "arguments: nested more than 100 deep"
 
 
 def test_a_definition_that_was_made_before_is_held_to_the_same() -> None:
