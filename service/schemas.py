@@ -14,12 +14,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import msgspec
-from jsonschema import Draft202012Validator, validators
-from jsonschema.exceptions import SchemaError, ValidationError
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from service.errors import Invalid
+from service.schema_library import Draft202012Validator, SchemaError, ValidationError, validators
 
 MOST_SCHEMA_BYTES = 16 << 10
 """Largest schema, as JSON: checking it against the meta-schema takes some 20 microseconds a byte."""
