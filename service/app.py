@@ -171,7 +171,12 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
 
     app = Application(routes=[*table, *streams], lifespan=life)
     app.router.redirect_slashes = False
-    app.state.let_go = following.let_go  # `serve.Server` calls it when the process is asked to stop
+
+    def let_go() -> None:  # `server.Server` calls it when the process is asked to stop
+        following.let_go()
+        sockets.let_go()
+
+    app.state.let_go = let_go
     return app
 
 

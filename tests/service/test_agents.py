@@ -20,6 +20,7 @@ from structlog.typing import EventDict
 
 from service.agents import ATTEMPTS, Models, PastStep, conversation, next_tool_call
 from service.errors import Invalid
+from service.joins import JoinPolicy
 from service.outside import Outside
 from service.settings import Settings
 from service.tallies import Tallies
@@ -422,6 +423,37 @@ async def test_a_model_that_thinks_holds_up_nobody_and_nobody_else_asks_it(tenan
 
     assert (first["epoch"], later["epoch"], len(endpoint.asked)) == (1, 1, 1)
     assert await tenant.faults() == []
+
+
+async def test_a_model_that_thinks_does_not_hold_up_the_deadline_of_a_group(tenant: Tenant, endpoint: Endpoint) -> None:
+    endpoint.hold, endpoint.answers = asyncio.Event(), [completion("for nobody"), completion("at last")]
+    outside = Outside(tenant.database, 0.2, endpoint.settings())
+    ticker = Ticker(tenant.database, tenant.announcer, Agents(), Tallies(), 0.2, outside)
+    worker = Worker(tenant.database, ticker, sweep_interval_s=0.05)
+    hung = await tenant.agent({"kind": "MODEL_CALL", "latency_ms": 3_600_000})
+    thinking = await tenant.run(await model_agent(tenant, endpoint))
+    working = asyncio.create_task(worker.work())
+    await until_asked(endpoint, 1)
+    await tenant.spawn(thinking, hung, "g", join_policy=JoinPolicy.TIMEOUT, timeout_seconds=0.3)
+
+    await until_asked(endpoint, 2)  # once more, after the turn that decided about the group
+    groups = await tenant.rows("SELECT state FROM subrun_groups WHERE run_id = :run_id", run_id=thinking)
+    endpoint.hold.set()
+    await until(tenant, [thinking], "COMPLETED")
+    worker.stop()
+    await working
+    await outside.close()
+
+    assert groups == [{"state": "JOINED"}]
+    assert await tenant.faults() == []
+
+
+async def until_asked(endpoint: Endpoint, times: int) -> None:
+    """Return when the endpoint was asked so often; the test's own timeout bounds it."""
+    for _ in itertools.count():
+        if len(endpoint.asked) >= times:
+            return
+        await asyncio.sleep(0)
 
 
 async def test_a_cancelled_run_stops_waiting_for_its_model(tenant: Tenant, endpoint: Endpoint) -> None:
