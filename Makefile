@@ -26,6 +26,9 @@ SEED ?= 0
 RUNS ?= 2000
 KILLS ?= 100
 
+# A page to write about that run, for example EVIDENCE=docs/evidence/simulator.md; it also counts the seeded bugs found.
+EVIDENCE ?=
+
 # More arguments for the stack, for example UP_ARGS='--port 0' (a free port) or UP_ARGS='--workers 2'.
 UP_ARGS ?=
 
@@ -132,7 +135,7 @@ test: $(STAMP) ## Every test that needs no special machine, real PostgreSQL and 
 
 .PHONY: simulate
 simulate: $(STAMP) ## The engine in a world of faults: make simulate STEPS=10000000 SEED=0
-	@$(PY) -m tests.simulator --steps $(STEPS) --seed $(SEED)
+	@$(PY) -m tests.simulator --steps $(STEPS) --seed $(SEED) $(if $(EVIDENCE),--evidence $(EVIDENCE))
 
 .PHONY: check
 check: $(STAMP) ## Lint, format, types, import layers, docs
