@@ -14,7 +14,8 @@ from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import PROBLEM_MEDIA_TYPE, ApiError, Unavailable, problem
+from service.errors import PROBLEM_MEDIA_TYPE, ApiError, Malformed, Unavailable, problem
+from service.exchange import NO_TIME, field_headers
 
 MAX_HEAD_BYTES = 64 << 10
 """Largest request head, target and fields together: 64 KiB. The parser itself would gather without end."""
@@ -105,18 +106,28 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse bytes that are no HTTP as every other request is refused, and close the connection."""
+        self._write_last(Malformed(msg.removesuffix(".")), "")
+
     def _refuse(self, error: ApiError) -> None:
         """Answer in the application's place; for the application the client has gone."""
         if self._is_answering:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        body = problem(error, self.scope.get("path", "/"))
+        self._write_last(error, self.scope.get("path", "/"))
+
+    def _write_last(self, error: ApiError, instance: str) -> None:
+        """Write a problem as the connection's last answer, and close."""
+        body = problem(error, instance)
         fields = {
             "content-type": PROBLEM_MEDIA_TYPE,
             "content-length": str(len(body)),
+            "server-timing": NO_TIME,
             "connection": "close",
             **error.headers(),
         }
-        head = b"".join(b"%s: %s\r\n" % (name.encode(), value.encode()) for name, value in fields.items())
+        named = [*self.server_state.default_headers, *field_headers(fields)]
+        head = b"".join(b"%s: %s\r\n" % field for field in named)
         self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + body)
         self.transport.close()

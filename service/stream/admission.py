@@ -110,7 +110,7 @@ def path_id(websocket: WebSocket, name: str) -> uuid.UUID:
     try:
         return uuid.UUID(websocket.path_params[name])
     except ValueError:
-        raise NotFound("no such run or workspace") from None
+        raise NotFound(f"no such {name.removesuffix('_id')}") from None
 
 
 def since_seq(websocket: WebSocket) -> int:

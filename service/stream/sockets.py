@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from service.auth import Caller, Callers
 from service.db import is_outage
-from service.errors import ApiError, Invalid, Unauthenticated, Unavailable
+from service.errors import ApiError, Invalid, Malformed, Unauthenticated, Unavailable
 from service.quota.keeper import Keeper
 from service.quota.leases import Full, Lease
 from service.stream.admission import Admission, Code, Place, Refused, refusal_of, since_seq
@@ -256,6 +256,8 @@ class Socket:
             raise
         except ApiError as refusal:
             return refused(request, refusal)
+        except RecursionError:  # it could just be read, and an answer that repeats it cannot be written
+            return refused(None, Malformed("the frame is nested too deeply"))
         except Exception as fault:
             if not is_outage(fault):
                 raise

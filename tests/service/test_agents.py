@@ -169,6 +169,24 @@ async def test_nobody_waits_for_ever_because_an_endpoint_asks_for_it(endpoint: E
     assert pauses == []
 
 
+async def test_a_year_that_nobody_can_count_to_asks_for_nothing(endpoint: Endpoint) -> None:
+    date = f"Mon, 01 Jan {'9' * 30} 00:00:00 GMT"
+    endpoint.answers = [Response(status_code=429, headers={"retry-after": date}) for _ in range(ATTEMPTS)]
+    pauses = Pauses()
+    async with asking(endpoint.settings(), pauses) as models:
+        assert await models.ask(SPEC, MESSAGES, {}) == GaveUp("the model's endpoint answered 429 (4 of 4 attempts)")
+    assert pauses == [0.5, 1.0, 2.0]
+
+
+async def test_an_answer_in_another_encoding_than_it_names_is_not_asked_for_again(endpoint: Endpoint) -> None:
+    endpoint.answers = [Response(b"no gzip at all", headers={"content-encoding": "gzip"})]
+    async with asking(endpoint.settings()) as models:
+        assert await models.ask(SPEC, MESSAGES, {}) == GaveUp(
+            "the model's endpoint answered what does not have the encoding that it names"
+        )
+    assert len(endpoint.asked) == 1
+
+
 async def test_a_slow_endpoint_is_asked_again(endpoint: Endpoint) -> None:
     endpoint.hold = asyncio.Event()  # never set: it does not answer
     async with asking(endpoint.settings(model_timeout_s=0.05)) as models:
