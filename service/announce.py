@@ -17,10 +17,12 @@ import structlog
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from service.doorbell import Doorbell
 from service.events import NewEvent, messages
+from service.guarded import Away, Guarded
 from service.tallies import KEY, Tallies
 from service.telemetry import ANNOUNCEMENTS_LOST, PUBLISH_LAG_SECONDS
 
@@ -35,10 +37,13 @@ MOST_RINGS = 64
 
 
 def connect_redis(url: str) -> redis.asyncio.Redis:
-    """Open a pool whose calls fail fast: whoever calls Redis here can go on without it."""
-    return redis.asyncio.from_url(
-        url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 1), protocol=2
-    )
+    """Open a pool whose calls fail fast: whoever calls Redis here can go on without it.
+
+    A call is made again when its connection turns out to be dead, as all are after a restart, and not when it was too
+    slow: it may have been done.
+    """
+    once_more = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
+    return Guarded.from_url(url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=once_more, protocol=2)
 
 
 class Announcer:
@@ -104,8 +109,13 @@ class Announcer:
 
 
 def _count_lost(message: str, fault: Exception) -> None:
-    """Count what Redis did not take: its own refusal in one line, anything else, which is a bug, with its traceback."""
+    """Count what Redis did not take: its own refusal in one line, anything else, which is a bug, with its traceback.
+
+    That Redis is away was logged when it went.
+    """
     ANNOUNCEMENTS_LOST.inc()
+    if isinstance(fault, Away):
+        return
     if isinstance(fault, (RedisError, OSError)):
         log.warning(message, fault=str(fault))
     else:
