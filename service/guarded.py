@@ -34,9 +34,48 @@ PATIENCE_S = 0.75
 """How long a call may take. A request is held up for this long once, when Redis begins to hang; a client that keeps to
 the default rates is not refused for it afterwards, since the bursts make up for 0.97 s at least (`quota.limits`)."""
 
+LATE_S = 0.05
+"""A patience that ends so much later than it should, seconds, was not Redis' fault: the process itself stood still, and
+the answer may lie in the socket."""
+
+MOST_EXTENSIONS = 3
+"""How often a patience that ended late is prolonged, each time by a third of it."""
+
 
 class Away(RedisConnectionError):
     """Redis did not answer a moment ago, so it was not asked."""
+
+
+class _Patience:
+    """Ends a timeout's scope when its time is over, unless the process itself stood still at that moment."""
+
+    __slots__ = ("_extensions", "_loop", "_patience_s", "_scope", "_timer")
+
+    def __init__(self, patience_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._patience_s = patience_s
+        self._extensions = 0
+        self._scope: asyncio.Timeout
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, scope: asyncio.Timeout) -> None:
+        self._scope = scope
+        self._wait(self._patience_s)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self, wait_s: float) -> None:
+        due_at = self._loop.time() + wait_s
+        self._timer = self._loop.call_at(due_at, self._end, due_at)
+
+    def _end(self, due_at: float) -> None:
+        if self._loop.time() - due_at > LATE_S and self._extensions < MOST_EXTENSIONS:
+            self._extensions += 1
+            self._wait(self._patience_s / 3)
+        else:
+            self._scope.reschedule(self._loop.time())
 
 
 class Guard:
@@ -76,11 +115,15 @@ class Guard:
             self.breaker.answer()
 
     async def _in_time(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        patience = _Patience(self._patience_s)
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(None) as scope:
+                patience.begin(scope)
                 return await call()
         except TimeoutError:
             raise RedisTimeoutError(f"no answer within {self._patience_s:g} s") from None
+        finally:
+            patience.stop()
 
     def _look_again(self) -> None:
         """Send a probe when its time has come. Only who asks makes it come: an idle process has nothing to find out."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from service.announce import connect_redis
 from service.breaker import State
 from service.embedded.place import find_place
 from service.embedded.redis import Redis
-from service.guarded import Away, Guard, Guarded
+from service.guarded import LATE_S, Away, Guard, Guarded
 from service.telemetry import REDIS_AWAY
 
 PATIENCE_S = 0.1
@@ -128,6 +129,21 @@ async def test_connections_that_died_with_a_restart_are_no_outage(server: Redis,
     server.wait_until_ready()
     assert await asyncio.gather(*(client.get("x") for _ in range(8))) == [None] * 8
     assert client.guard.breaker.state is State.CLOSED
+
+
+async def test_a_process_that_stood_still_itself_looks_for_the_answer_before_it_blames_redis() -> None:
+    async def ping() -> None:
+        raise AssertionError("nobody has to look for Redis")
+
+    async def call() -> str:
+        time.sleep(PATIENCE_S + 2 * LATE_S)  # noqa: ASYNC251 - the fault that is meant
+        for _ in range(10):  # the answer is there, and takes some turns of the loop to be read
+            await asyncio.sleep(0)
+        return "answer"
+
+    guard = Guard(ping, PATIENCE_S)
+    assert await guard.run(call) == "answer"
+    assert guard.breaker.admits
 
 
 async def test_an_error_that_redis_answers_with_is_no_outage(client: Guarded) -> None:
