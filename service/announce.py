@@ -55,6 +55,10 @@ class Announcer:
         self._rung_at = float("-inf")
         self._late_ring: asyncio.Task[None] | None = None
 
+    def is_unheard(self) -> bool:
+        """Tell whether nobody can be rung at present, because Redis is away."""
+        return isinstance(self._client, Guarded) and self._client.guard.is_away()
+
     async def announce(
         self, events: Sequence[NewEvent], created_at: dt.datetime, *, due: bool, tallies: Tallies | None = None
     ) -> None:

@@ -92,10 +92,16 @@ class Guard:
         self._patience_s = patience_s
         self._probe: asyncio.Task[None] | None = None
 
+    def is_away(self) -> bool:
+        """Tell whether Redis is away, and have it looked for if so."""
+        if self.breaker.admits:
+            return False
+        self._look_again()
+        return True
+
     async def run(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
         """Make a call; raises Away without making it while Redis is away, and RedisError or OSError as it fails."""
-        if not self.breaker.admits:
-            self._look_again()
+        if self.is_away():
             raise Away("Redis does not answer")
         try:
             return await self._in_time(call)

@@ -11,7 +11,7 @@ import httpx
 from service.serve import address_of, http_children, listen, shared_metrics, worker_children
 from service.settings import Settings, child_environment
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @contextmanager
@@ -19,7 +19,8 @@ def running(settings: Settings, http: int, workers: int) -> Iterator[str]:
     """Run processes of the service; yields their URL. They are ended by their ids."""
     with ExitStack() as stack:
         folder = stack.enter_context(shared_metrics())
-        environment = child_environment(settings, PROMETHEUS_MULTIPROC_DIR=str(folder), PLIMSOLL_LOG_LEVEL="error")
+        environment = child_environment(settings, PLIMSOLL_LOG_LEVEL="error")
+        shared = {**environment, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
         listener = stack.enter_context(listen("127.0.0.1", 0))
         processes: list[subprocess.Popen[bytes]] = []
 
@@ -34,7 +35,7 @@ def running(settings: Settings, http: int, workers: int) -> Iterator[str]:
                     process.wait()
 
         stack.callback(end)
-        children = [*http_children(environment, listener, http), *worker_children(environment, workers)]
+        children = [*http_children(shared, listener, http), *worker_children(environment, workers)]
         processes += [
             subprocess.Popen(child.command, env=child.environment, pass_fds=child.pass_fds)  # noqa: S603 - our own
             for child in children
