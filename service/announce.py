@@ -15,14 +15,12 @@ from collections.abc import Sequence
 import redis.asyncio
 import structlog
 from redis.asyncio.client import Pipeline
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from service.doorbell import Doorbell
 from service.events import NewEvent, messages
 from service.guarded import Away, Guarded
+from service.rediswire import open_redis
 from service.tallies import KEY, Tallies
 from service.telemetry import ANNOUNCEMENTS_LOST, PUBLISH_LAG_SECONDS
 
@@ -37,13 +35,8 @@ MOST_RINGS = 64
 
 
 def connect_redis(url: str) -> redis.asyncio.Redis:
-    """Open a pool whose calls fail fast: whoever calls Redis here can go on without it.
-
-    A call is made again when its connection turns out to be dead, as all are after a restart, and not when it was too
-    slow: it may have been done.
-    """
-    once_more = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
-    return Guarded.from_url(url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=once_more, protocol=2)
+    """Open a pool whose calls fail fast, and at once while Redis is away: whoever calls it can go on without it."""
+    return open_redis(url, retries=1, kind=Guarded)
 
 
 class Announcer:
