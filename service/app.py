@@ -48,6 +48,7 @@ from service.quota.inforce import READ as READ_WORKSPACES
 from service.quota.inforce import Quotas
 from service.quota.keeper import Keeper
 from service.quota.leases import Leases
+from service.quota.local import LocalBuckets
 from service.quota.rates import Rates
 from service.settings import Settings
 from service.stream.admission import Admission
@@ -78,7 +79,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     client = connect_redis(settings.redis_url)
     announcer = Announcer(client, Doorbell(settings.redis_url))
     callers, sight, following = Callers(database), Sight(database), Following(settings.redis_url)
-    quotas, rates = Quotas(database), Rates(client)
+    quotas, rates = Quotas(database), Rates(client, LocalBuckets(settings.redis_away_rate_percent))
     commits = Commits(database, announcer)
     runs = Runs(database, commits, rates, quotas, sight, announcer, Agents())
     views = Views(database)

@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.announce import Announcer
 from service.changes import GroupOptions, spawned
 from service.db import Database, cannot_be_stored, is_outage, rows
-from service.errors import ApiError, IllegalState, Invalid, NotFound, Unavailable
+from service.errors import ApiError, IllegalState, Invalid, NotFound, QuotaExceeded, Unavailable
 from service.events import APPEND_EVENTS, EventType, NewEvent
 from service.grouping import Grouping
 from service.idempotency import IdempotencyKeys, KeyedWrite
@@ -39,6 +39,7 @@ from service.ledger import GROUP_COLUMNS, RUN_COLUMNS
 from service.pen import NewStep, RunRow
 from service.quota.caps import COUNT, LOCK, Held, lock_and_count
 from service.quota.limits import Quota
+from service.quota.refusals import count_refusal
 from service.runs import RunStatus, new_id
 from service.telemetry import DB_WRITE_SECONDS, GROUP_SIZE
 
@@ -261,6 +262,9 @@ class Commits:
         """
         try:
             return await self._grouping.submit(write)
+        except QuotaExceeded as refusal:
+            count_refusal(refusal.limit, write.workspace_id)
+            raise
         except Exception as fault:
             if is_outage(fault):
                 raise Unavailable("the database does not answer; what was asked for may have been done") from fault

@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import QuotaExceeded
 from service.quota.limits import Limit, Quota
-from service.telemetry import QUOTA_REFUSALS
 
 RETRY_AFTER_S = 1
 """What Retry-After says for a cap: nobody can know when a holder ends, so ask again soon."""
@@ -89,7 +88,6 @@ def tool_calls_left(quota: Quota, pending: int) -> int | None:
 
 def _require_room(limit: Limit, used: int, most: int | None) -> None:
     if most is not None and used >= most:
-        QUOTA_REFUSALS.labels(limit).inc()
         raise QuotaExceeded(
             limit,
             f"({used} of {most} in use); try again when one of them has ended",

@@ -16,7 +16,7 @@ import structlog
 from service.errors import QuotaExceeded, Unavailable
 from service.quota.leases import RENEW_EVERY_S, Full, Lease, Leases
 from service.quota.limits import Limit, Quota
-from service.telemetry import QUOTA_REFUSALS
+from service.quota.refusals import count_refusal
 
 log = structlog.get_logger()
 
@@ -87,7 +87,7 @@ class Keeper:
                 raise
             return quota  # nothing is counted against a lifted cap
         if full is not None:
-            QUOTA_REFUSALS.labels(full.limit).inc()
+            count_refusal(full.limit, lease.workspace_id)
             most = quota.websockets if full.limit is Limit.WEBSOCKETS else quota.websockets_per_user
             raise QuotaExceeded(full.limit, f"({full.used} of {most} open); close one first", 1, {})
         return quota

@@ -26,6 +26,10 @@ class Limit(enum.StrEnum):
     PENDING_TOOL_CALLS_PER_RUN = "pending_tool_calls_per_run"  # the same for one run
 
 
+MOST = 1_000_000
+"""Largest rate and burst: up to there gcra.lua, whose numbers are doubles, counts in whole numbers."""
+
+
 @dataclass(frozen=True)
 class Rate:
     """A sustained rate and what may come at once."""
@@ -34,8 +38,8 @@ class Rate:
     burst: int  # tokens that a rested workspace may spend at once
 
     def __post_init__(self) -> None:
-        if (self.per_s * 1000).denominator != 1 or self.per_s <= 0 or self.burst < 1:
-            raise ValueError("a rate is a positive multiple of 1/1000 with a burst of at least 1")
+        if (self.per_s * 1000).denominator != 1 or not 0 < self.per_s <= MOST or not 1 <= self.burst <= MOST:
+            raise ValueError(f"a rate is a positive multiple of 1/1000 with a burst from 1, and {MOST:,} at most")
 
 
 @dataclass(frozen=True)
