@@ -49,6 +49,7 @@ from service.quota.inforce import Quotas
 from service.quota.keeper import Keeper
 from service.quota.leases import Leases
 from service.quota.rates import Rates
+from service.quota.shadow import Gate, ShadowTally
 from service.settings import Settings
 from service.stream.admission import Admission
 from service.stream.commands import Commands
@@ -79,10 +80,12 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     announcer = Announcer(client, Doorbell(settings.redis_url))
     callers, sight, following = Callers(database), Sight(database), Following(settings.redis_url)
     quotas, rates = Quotas(database), Rates(client)
-    commits = Commits(database, announcer)
-    runs = Runs(database, commits, rates, quotas, sight, announcer, Agents())
+    tally = ShadowTally(database)
+    gate = Gate(rates, client, tally)
+    commits = Commits(database, announcer, tally)
+    runs = Runs(database, commits, gate, quotas, sight, announcer, Agents())
     views = Views(database)
-    snapshots = Snapshots(views, rates, quotas, sight, following)
+    snapshots = Snapshots(views, gate, quotas, sight, following)
     workspaces = Workspaces(database, settings)
     tool_calls = ToolCalls(database, quotas, announcer)
     operations = Operations(database, client)
@@ -162,6 +165,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         gc.set_threshold(50_000, 20, 20)
         yield
         await commits.drain()
+        await gate.drain()
+        await tally.close()
         await keeper.close()
         await hub.close()
         await following.close()

@@ -28,7 +28,7 @@ from service.joins import FailurePolicy, JoinPolicy
 from service.ledger import Written
 from service.quota.inforce import Quotas
 from service.quota.limits import Limit, Quota
-from service.quota.rates import Rates
+from service.quota.shadow import Gate
 from service.runs import RunStatus
 from service.workspaces import Agents, KnownAgent
 
@@ -98,7 +98,7 @@ class Runs:
         self,
         database: Database,
         commits: Commits,
-        rates: Rates,
+        gate: Gate,
         quotas: Quotas,
         sight: Sight,
         announcer: Announcer,
@@ -106,7 +106,7 @@ class Runs:
     ) -> None:
         self._database = database
         self._commits = commits
-        self._rates = rates
+        self._gate = gate
         self._quotas = quotas
         self._sight = sight
         self._announcer = announcer
@@ -120,7 +120,7 @@ class Runs:
         key = _idempotency_key(exchange)
         metadata = _metadata(body.metadata, "metadata")
         asked = time.perf_counter()
-        fields = await self._rates.take(body.workspace_id, quota.rates, Limit.RUN_CREATION)
+        fields = await self._gate.take(body.workspace_id, quota, Limit.RUN_CREATION)
         exchange.quota_ms = (time.perf_counter() - asked) * 1e3
         accepted = await self._commits.submit(
             Create(
@@ -159,7 +159,7 @@ class Runs:
         quota = await self._quotas.of(facts.workspace_id)
         _require_reachable(options.quorum, quota)
         asked = time.perf_counter()
-        fields = await self._rates.take(facts.workspace_id, quota.rates, Limit.SUBRUN_SPAWN)
+        fields = await self._gate.take(facts.workspace_id, quota, Limit.SUBRUN_SPAWN)
         exchange.quota_ms = (time.perf_counter() - asked) * 1e3
         accepted = await self._commits.submit(
             Spawn(

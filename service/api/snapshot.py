@@ -30,7 +30,7 @@ from service.exchange import Answer, Exchange, field_headers
 from service.grouping import Grouping
 from service.quota.inforce import Quotas
 from service.quota.limits import Limit
-from service.quota.rates import Rates
+from service.quota.shadow import Gate
 
 MOST_KEPT_BYTES = 64 << 20
 """Memory for kept snapshots, in one process: 64 MiB."""
@@ -138,9 +138,9 @@ class Views:
 class Snapshots:
     """The endpoint."""
 
-    def __init__(self, views: Views, rates: Rates, quotas: Quotas, sight: Sight, following: Following) -> None:
+    def __init__(self, views: Views, gate: Gate, quotas: Quotas, sight: Sight, following: Following) -> None:
         self._views = views
-        self._rates = rates
+        self._gate = gate
         self._quotas = quotas
         self._sight = sight
         self._following = following
@@ -158,9 +158,9 @@ class Snapshots:
         facts = await self._sight.find(exchange.caller, run_id)
         quota = await self._quotas.of(facts.workspace_id)
         fields: dict[str, str] = {}
-        if quota.rates:
+        if quota.rates or quota.shadow is not None:
             asked = time.perf_counter()
-            fields = await self._rates.take(facts.workspace_id, quota.rates, Limit.SNAPSHOT_POLL)
+            fields = await self._gate.take(facts.workspace_id, quota, Limit.SNAPSHOT_POLL)
             exchange.quota_ms = (time.perf_counter() - asked) * 1e3
         asked = time.perf_counter()
         view = await self._views.see(run_id, since_seq)

@@ -15,7 +15,8 @@ from service.archive import RunArchive
 from service.db import Base, Database, is_outage, migrate
 
 EVERY_TABLE = {
-    "agents", "events", "idempotency_keys", "run_archives", "runs", "steps", "subrun_groups", "tokens", "tool_calls",
+    "agents", "events", "idempotency_keys", "quota_changes", "quota_overrides", "quota_revisions",
+    "quota_shadow_counts", "run_archives", "runs", "steps", "subrun_groups", "tokens", "tool_calls",
     "tool_definitions", "workspaces",
 }  # fmt: skip
 
