@@ -28,6 +28,7 @@ from service.announce import Announcer, connect_redis
 from service.api.archives import Archives
 from service.api.openapi import Description
 from service.api.operations import Operations
+from service.api.quotas import QuotaPages
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
 from service.api.sight import READ as READ_RUNS
 from service.api.sight import Sight
@@ -44,12 +45,14 @@ from service.doorbell import Doorbell
 from service.errors import ApiError, Malformed, MethodNotAllowed, NotFound
 from service.events import Following
 from service.exchange import Endpoint, Operation, refusal
+from service.quota.gate import Gate
 from service.quota.inforce import READ as READ_WORKSPACES
 from service.quota.inforce import Quotas
 from service.quota.keeper import Keeper
 from service.quota.leases import Leases
 from service.quota.rates import Rates
-from service.quota.shadow import Gate, ShadowTally
+from service.quota.shadow import ShadowTally
+from service.quota.usage import Usage
 from service.settings import Settings
 from service.stream.admission import Admission
 from service.stream.commands import Commands
@@ -86,6 +89,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     runs = Runs(database, commits, gate, quotas, sight, announcer, Agents())
     views = Views(database)
     snapshots = Snapshots(views, gate, quotas, sight, following)
+    quota_pages = QuotaPages(database, quotas, Usage(database, client))
     workspaces = Workspaces(database, settings)
     tool_calls = ToolCalls(database, quotas, announcer)
     operations = Operations(database, client)
@@ -95,7 +99,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     office = TicketOffice(tickets)
     history = History(database)
     hub = Hub(following, history, timing.look_every_s)
-    keeper = Keeper(Leases(client, timing.lease_s), quotas.of, timing.renew_every_s)
+    keeper = Keeper(Leases(client, timing.lease_s), quotas.of, timing.renew_every_s, tally)
 
     operations_by_route: dict[tuple[str, str], Operation] = {}
 
@@ -136,6 +140,9 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         route("GET", "/api/runs/{run_id}/archives/", archives.list, Role.VIEWER),
         route("GET", "/api/archives/{archive_id}/download/", archives.download, Role.VIEWER),
         route("POST", "/api/ws-tickets/", office.issue, Role.VIEWER, TicketBody),
+        route("GET", "/api/workspaces/{workspace_id}/quotas/", quota_pages.workspace, Role.VIEWER),
+        route("GET", "/api/quota-revisions/", quota_pages.list, Role.VIEWER),
+        route("GET", "/api/quota-revisions/{revision}/", quota_pages.revision, Role.VIEWER),
         administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
         administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
         administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),
@@ -166,8 +173,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         yield
         await commits.drain()
         await gate.drain()
-        await tally.close()
         await keeper.close()
+        await tally.close()
         await hub.close()
         await following.close()
         await client.aclose()

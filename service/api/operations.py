@@ -18,6 +18,7 @@ from service.db import Database
 from service.due import queue
 from service.errors import Unavailable
 from service.exchange import Answer, Exchange, answer_json
+from service.quota.shadow import revision_figures
 from service.tallies import worker_figures
 
 PROMETHEUS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -54,6 +55,7 @@ class Operations:
         asked = time.perf_counter()
         async with self._database.read() as connection:
             waiting = await queue(connection)
+            quota_figures = await revision_figures(connection)
         exchange.db_ms = (time.perf_counter() - asked) * 1e3
         figures = [
             "# HELP plimsoll_queue_depth Runs that are due and not yet claimed.",
@@ -64,7 +66,8 @@ class Operations:
             f"plimsoll_oldest_due_tick_seconds {waiting.oldest_due_s:.6f}",
             "",
         ]
-        body = _own_figures() + "\n".join(figures).encode() + await worker_figures(self._redis)
+        body = _own_figures() + "\n".join(figures).encode() + quota_figures.encode()
+        body += await worker_figures(self._redis)
         return Answer(body, content_type=PROMETHEUS_TEXT)
 
 

@@ -26,9 +26,9 @@ from service.families import cancel_run
 from service.grouping import Grouping
 from service.joins import FailurePolicy, JoinPolicy
 from service.ledger import Written
+from service.quota.gate import Gate
 from service.quota.inforce import Quotas
 from service.quota.limits import Limit, Quota
-from service.quota.shadow import Gate
 from service.runs import RunStatus
 from service.workspaces import Agents, KnownAgent
 

@@ -28,9 +28,9 @@ from service.errors import Gone, Invalid, NotFound
 from service.events import Following
 from service.exchange import Answer, Exchange, field_headers
 from service.grouping import Grouping
+from service.quota.gate import Gate
 from service.quota.inforce import Quotas
 from service.quota.limits import Limit
-from service.quota.shadow import Gate
 
 MOST_KEPT_BYTES = 64 << 20
 """Memory for kept snapshots, in one process: 64 MiB."""

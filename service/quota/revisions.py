@@ -103,17 +103,16 @@ class Revision(NamedTuple):
 
 
 class Happened(msgspec.Struct, frozen=True):
-    """One change of the history; QuotaChange explains each field."""
+    """One change of a revision's history; QuotaChange explains each field."""
 
-    revision: int
     change: Change
     from_state: State | None
     to_state: State
     replaced: int | None
     at: dt.datetime
-    by: str | None
+    by: str | None  # null for who may not know, as the next two
     reason: str | None
-    findings: list[Finding]
+    findings: list[Finding] | None
 
 
 class Activation(NamedTuple):
@@ -258,7 +257,6 @@ async def changes(connection: AsyncConnection, revisions: Sequence[int]) -> dict
     for row in found:
         told[row.revision].append(
             Happened(
-                row.revision,
                 Change(row.kind),
                 None if row.from_state is None else State(row.from_state),
                 State(row.to_state),

@@ -1,46 +1,34 @@
 """The shadow revision: what it would refuse, counted beside the active one, while nobody is refused by it.
 
-`observe` evaluates rates in buckets of the shadow's own, by the same script as the active ones, after the request has
-its answer: nobody waits for it. Caps are compared with the counts that were taken for the active one's sake
-(`caps.Held`). Every process adds what it counted to one row for each limit, at most twice a second and only while there
-is a shadow, so that `quotas history` and a recalibration read the sum of all processes.
+Rates are observed in `gate`; caps are compared with the counts that were taken for the active one's sake (`caps`,
+`keeper`, `tick`). Every process adds what it observed to one row for each limit, at most twice a second and only while
+there is a shadow, so that `quotas history`, metrics and a recalibration read the sum of all processes.
 
-Where the active revision refuses less than the shadow, a workspace holds more than the shadow would have let it; so for
-a lowered cap every request above it is counted, and the figures err on the side of too many.
+Where the active revision refuses less than the shadow would, a workspace holds more than the shadow would have let it;
+so for a lowered cap every request above it is counted, and the figures err on the side of too many.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import hashlib
-import uuid
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import redis.asyncio
+import msgspec
 import structlog
-from redis.exceptions import NoScriptError, RedisError
 from sqlalchemy import BigInteger, ForeignKey, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db import Base, Database, rows
-from service.errors import QuotaExceeded
-from service.grouping import Grouping
-from service.quota.limits import Limit, Quota, Rate
-from service.quota.rates import Rates
+from service.quota.limits import Limit
 from service.runs import Instant
-from service.telemetry import SHADOW_UNCHECKED
 
 log = structlog.get_logger()
 
 ADD_EVERY_S = 0.5
 """How long a process gathers counts before it adds them to the database's, seconds."""
-
-MOST_WAITING = 10_000
-"""Requests whose evaluation may wait; when Redis is slower than that, more are left out and counted as such."""
 
 
 class QuotaShadowCount(Base, kw_only=True):
@@ -70,7 +58,7 @@ class Observation(NamedTuple):
     newly: bool  # refused, where the active revision admitted
 
 
-class ShadowCount(NamedTuple):
+class ShadowCount(msgspec.Struct, frozen=True):
     """A limit's sums; QuotaShadowCount explains each."""
 
     limit: Limit
@@ -165,87 +153,31 @@ def _row(key: tuple[int, Limit], amounts: list[int]) -> dict[str, object]:
     }
 
 
-class _Asked(NamedTuple):
-    """One request and one rate of the shadow."""
-
-    workspace_id: uuid.UUID
-    revision: int
-    limit: Limit
-    rate: Rate
-    admitted: bool  # by the active revision
+IN_USE = text("SELECT state, revision FROM quota_revisions WHERE state IN ('active', 'shadow') ORDER BY state")
 
 
-class Gate:
-    """Takes tokens of the active revision's rates, and has the shadow's opinion counted."""
-
-    def __init__(self, rates: Rates, client: redis.asyncio.Redis, tally: ShadowTally) -> None:
-        self._rates = rates
-        self._client = client
-        self._tally = tally
-        self._script = (Path(__file__).parent / "gcra.lua").read_text()
-        self._digest = hashlib.sha1(self._script.encode(), usedforsecurity=False).hexdigest()
-        self._grouping: Grouping[_Asked, None] = Grouping(self._evaluate)
-        self._waiting = 0
-
-    async def take(self, workspace_id: uuid.UUID, quota: Quota, *limits: Limit) -> dict[str, str]:
-        """Take one token of each limit that has a rate; returns the RateLimit fields of the answer.
-
-        Raises QuotaExceeded when one of them has none left; then nothing was taken.
-        """
-        if quota.shadow is None:
-            return await self._rates.take(workspace_id, quota.rates, *limits)
-        try:
-            fields = await self._rates.take(workspace_id, quota.rates, *limits)
-        except QuotaExceeded:
-            self._observe(workspace_id, quota.shadow, limits, admitted=False)
-            raise
-        self._observe(workspace_id, quota.shadow, limits, admitted=True)
-        return fields
-
-    async def drain(self) -> None:
-        """Return when every observation so far was evaluated."""
-        await self._grouping.drain()
-
-    def _observe(self, workspace_id: uuid.UUID, shadow: Quota, limits: Sequence[Limit], *, admitted: bool) -> None:
-        for limit in limits:
-            rate = shadow.rates.get(limit)
-            if rate is None or shadow.revision is None:
-                continue
-            if self._waiting >= MOST_WAITING:
-                SHADOW_UNCHECKED.inc()
-                continue
-            self._waiting += 1
-            self._grouping.submit(_Asked(workspace_id, shadow.revision, limit, rate, admitted))
-
-    async def _evaluate(self, asked: Sequence[_Asked]) -> Sequence[None]:
-        """Ask the shadow's buckets, in one round trip; raises nothing, as nobody waits."""
-        try:
-            answers = await self._ask(asked)
-            if any(isinstance(answer, NoScriptError) for answer in answers):
-                await self._client.script_load(self._script)
-                answers = await self._ask(asked)
-        except (RedisError, OSError) as fault:
-            log.info("the shadow revision was not asked", fault=str(fault), requests=len(asked))
-            answers = [fault] * len(asked)
-        finally:
-            self._waiting -= len(asked)
-        heard = [(each, said) for each, said in zip(asked, answers, strict=True) if isinstance(said, list)]
-        SHADOW_UNCHECKED.inc(len(asked) - len(heard))
-        self._tally.count(
-            Observation(each.revision, each.limit, bool(said[0][2]), bool(said[0][2]) and each.admitted)
-            for each, said in heard
-        )
-        return [None] * len(asked)
-
-    async def _ask(self, asked: Sequence[_Asked]) -> list[object]:
-        async with self._client.pipeline(transaction=False) as pipe:
-            for each in asked:
-                key = shadow_bucket(each.workspace_id, each.revision, each.limit)
-                pipe.evalsha(self._digest, 1, key, int(each.rate.per_s * 1000), each.rate.burst)
-            answers: list[object] = await pipe.execute(raise_on_error=False)
-        return answers
-
-
-def shadow_bucket(workspace_id: uuid.UUID, revision: int, limit: Limit) -> str:
-    """Return the key of a bucket in which only a shadow counts."""
-    return f"plimsoll:shadow:{{{workspace_id}}}:{revision}:{limit}"
+async def revision_figures(connection: AsyncConnection) -> str:
+    """Return the revisions in use, and what the shadow would refuse, in Prometheus' text format (version 0.0.4)."""
+    in_use = {row.state: int(row.revision) for row in await connection.execute(IN_USE)}
+    lines = [
+        "# HELP plimsoll_quota_revision The quota revision in this state.",
+        "# TYPE plimsoll_quota_revision gauge",
+        *(f'plimsoll_quota_revision{{state="{state}"}} {revision}' for state, revision in in_use.items()),
+    ]
+    if "shadow" in in_use:
+        revision = in_use["shadow"]
+        counts = (await shadow_counts(connection, [revision]))[revision]
+        for name, help_, values in (
+            ("requests", "Requests that the shadow revision was asked about.", {c.limit: c.asked for c in counts}),
+            ("refusals", "Those that it would have refused.", {c.limit: c.refused for c in counts}),
+            ("new_refusals", "Those of them that were admitted.", {c.limit: c.newly_refused for c in counts}),
+        ):
+            lines += [
+                f"# HELP plimsoll_quota_shadow_{name}_total {help_}",
+                f"# TYPE plimsoll_quota_shadow_{name}_total counter",
+                *(
+                    f'plimsoll_quota_shadow_{name}_total{{revision="{revision}",limit="{limit}"}} {value}'
+                    for limit, value in values.items()
+                ),
+            ]
+    return "\n".join([*lines, ""])
