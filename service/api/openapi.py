@@ -53,7 +53,7 @@ QUERIES: dict[str, list[tuple[str, str, str]]] = {
     ],
     "list quota revisions": [
         ("limit", "integer", "revisions in a page, 1 to 200 (default 50)"),
-        ("cursor", "string", "`next_cursor` of the page before"),
+        ("before", "integer", "revisions below this number: `next_before` of the page before"),
     ],
     "snapshot": [
         ("since_seq", "integer", "events after this number only (default 0)"),

@@ -6,10 +6,7 @@ shadow counted over all workspaces is the installation's business: such fields a
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime as dt
-import time
 from collections.abc import Sequence
 
 import msgspec
@@ -18,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.api.paging import DEFAULT_PAGE, LARGEST_PAGE
 from service.auth import Caller
 from service.db import Database
-from service.errors import Invalid, NotFound
+from service.errors import NotFound
 from service.exchange import Answer, Exchange, answer_json
 from service.quota.inforce import Quotas
 from service.quota.revisions import Happened, Revision, State, changes, find, newest
@@ -45,7 +42,7 @@ class RevisionPage(msgspec.Struct, frozen=True):
     """Revisions, newest first."""
 
     revisions: list[RevisionView]
-    next_cursor: str | None  # null on the last page
+    next_before: int | None  # `before` of the page that follows; null on the last one
 
 
 class QuotaPages:
@@ -61,36 +58,32 @@ class QuotaPages:
         workspace_id = exchange.path_id("workspace_id", "workspace")
         if not exchange.caller.may_see(workspace_id):
             raise NotFound("no such workspace")
-        asked = time.perf_counter()
-        use = await self._usage.of(workspace_id, await self._quotas.of(workspace_id))
-        exchange.db_ms = (time.perf_counter() - asked) * 1e3
+        with exchange.timed("db_ms"):
+            use = await self._usage.of(workspace_id, await self._quotas.of(workspace_id))
         return answer_json(use)
 
     async def list(self, exchange: Exchange[None]) -> Answer[RevisionPage]:
-        """Return a page of quota revisions, newest first, with a cursor for the next one."""
-        query = exchange.query()
+        """Return a page of quota revisions, newest first, with where the next one begins."""
         limit = int(exchange.query_number("limit", DEFAULT_PAGE, 1, LARGEST_PAGE))
-        before = decode_cursor(query["cursor"]) if "cursor" in query else None
-        asked = time.perf_counter()
-        async with self._database.read() as connection:
-            found = await newest(connection, limit + 1, before)
-            views = await revision_views(connection, found[:limit], exchange.caller)
-        exchange.db_ms = (time.perf_counter() - asked) * 1e3
-        return answer_json(RevisionPage(views, encode_cursor(views[-1].revision) if len(found) > limit else None))
+        before = int(exchange.query_number("before", MOST_REVISION, 1, MOST_REVISION))
+        with exchange.timed("db_ms"):
+            async with self._database.read() as connection:
+                found = await newest(connection, limit + 1, before)
+                views = await revision_views(connection, found[:limit], exchange.caller)
+        return answer_json(RevisionPage(views, views[-1].revision if len(found) > limit else None))
 
     async def revision(self, exchange: Exchange[None]) -> Answer[RevisionView]:
         """Return one quota revision: its values, where they come from, and what happened to it."""
         named = exchange.scope["path_params"]["revision"]
         if not (named.isascii() and named.isdigit() and len(named) <= 10) or int(named) > MOST_REVISION:
             raise NotFound("no such quota revision")
-        asked = time.perf_counter()
-        async with self._database.read() as connection:
-            try:
-                found = await find(connection, int(named))
-            except NotFound:
-                raise NotFound("no such quota revision") from None
-            (view,) = await revision_views(connection, [found], exchange.caller)
-        exchange.db_ms = (time.perf_counter() - asked) * 1e3
+        with exchange.timed("db_ms"):
+            async with self._database.read() as connection:
+                try:
+                    found = await find(connection, int(named))
+                except NotFound:
+                    raise NotFound("no such quota revision") from None
+                (view,) = await revision_views(connection, [found], exchange.caller)
         return answer_json(view)
 
 
@@ -122,19 +115,3 @@ def _without_names(happened: Happened) -> Happened:
 
 def _for_tenants(provenance: Provenance) -> Provenance:
     return msgspec.structs.replace(provenance, author=None, note=None, machine={})
-
-
-def encode_cursor(revision: int) -> str:
-    """Return the cursor of the page that follows this revision."""
-    return base64.urlsafe_b64encode(str(revision).encode()).rstrip(b"=").decode()
-
-
-def decode_cursor(cursor: str) -> int:
-    """Return the revision after which a page begins; raises Invalid."""
-    try:
-        text = base64.urlsafe_b64decode(cursor + "===").decode("ascii")
-        if not text.isdigit() or not 1 <= int(text[:11]) <= MOST_REVISION:
-            raise ValueError(text)
-    except (ValueError, binascii.Error):
-        raise Invalid("cursor", "is not one that this service gave; start without it") from None
-    return int(text)
