@@ -56,6 +56,10 @@ GAPS_FILLED = Counter(
     "plimsoll_stream_gaps_filled_total", "Times at which a stream read the database for what Redis had not brought."
 )
 SOCKET_COMMANDS = Counter("plimsoll_socket_commands_total", "Commands answered on sockets.", ["cmd", "status"])
+SHADOW_UNCHECKED = Counter(
+    "plimsoll_quota_shadow_unchecked_total",
+    "Requests that the shadow revision was not asked about.",
+)
 QUOTA_REFUSALS = Counter(
     "plimsoll_quota_refusals_total",
     "Requests refused by a rate or a cap; `quota.refusals` says which workspaces are named.",
