@@ -29,7 +29,7 @@ from harness.generator import Plan
 from harness.importers.formats import EXPORTS, Format, Unit
 from harness.measurement import measure
 from harness.request import Request, check_request, require_judgeable
-from harness.sample import Mode
+from harness.sample import Endpoint, Mode
 from harness.sampleset import read_sample_set
 from harness.slofile import SLO_FILE
 from harness.summary import summarise
@@ -141,6 +141,8 @@ def _add_import(taken: argparse.ArgumentParser) -> None:
     add = taken.add_argument
     add("--from", dest="kind", choices=[str(kind) for kind in Format], required=True, help="what wrote the file")
     add("file", type=Path, metavar="FILE", help="the tool's rows, one for each request")
+    add("--endpoint", choices=[str(endpoint) for endpoint in Endpoint if endpoint is not Endpoint.OTHER],
+        help="what those requests asked for whose address or name does not tell it (default: other)")  # fmt: skip
     add("--unit", choices=[str(unit) for unit in Unit],
         help="of hdr-log only: the unit of its values, which the log does not say (default: ns)")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="folder in which the sample set is made (default: data/samples)")
@@ -258,7 +260,9 @@ def _import(arguments: argparse.Namespace) -> int:
     from harness.importers.intake import import_file
 
     unit = None if arguments.unit is None else Unit(arguments.unit)
-    imported = import_file(Format(arguments.kind), arguments.file, arguments.out or data_folder() / "samples", unit)
+    endpoint = None if arguments.endpoint is None else Endpoint(arguments.endpoint)
+    root = arguments.out or data_folder() / "samples"
+    imported = import_file(Format(arguments.kind), arguments.file, root, unit=unit, endpoint=endpoint)
     if arguments.json:
         _show(msgspec.json.encode(dataclasses.asdict(imported)).decode())
     else:

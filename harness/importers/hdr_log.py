@@ -66,7 +66,7 @@ class HdrLog:
         assumed = "was given" if self._unit_given else "is assumed, for the log does not say it (--unit)"
         notes = [
             f"The unit of the values, {self._unit}, {assumed}.",
-            f"Values are told to {self._digits} significant digits, or to {self._step:,} {self._unit} where that is more.",
+            f"Values have {self._digits} significant digits and are no finer than {self._step:,} {self._unit}.",
             *NOTES,
         ]
         if not self._absolute:

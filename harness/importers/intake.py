@@ -66,10 +66,12 @@ class Imported:
         return [head, *table, *(f"note: {note}" for note in self.notes)]
 
 
-def import_file(kind: Format, path: Path, samples_root: Path, unit: Unit | None = None) -> Imported:
+def import_file(
+    kind: Format, path: Path, samples_root: Path, *, unit: Unit | None = None, endpoint: Endpoint | None = None
+) -> Imported:
     """Read a file of another tool into a new sample set under `samples_root`.
 
-    Raises BadUsage for a file that is not of this kind and for a folder that cannot be written, another HarnessError
+    `endpoint` is what those requests asked for whose address or name tells none of our endpoints. Raises BadUsage for a file that is not of this kind and for a folder that cannot be written, another HarnessError
     for one that is damaged.
     """
     if unit is not None and kind is not Format.HDR_LOG:
@@ -80,12 +82,16 @@ def import_file(kind: Format, path: Path, samples_root: Path, unit: Unit | None 
         digest = _digest(path)
         importer = HdrLog(unit) if kind is Format.HDR_LOG else IMPORTERS[kind]()
         rows = _placed(importer.rows(lines), lines)
+        if endpoint is not None:
+            rows = (_asking_for(endpoint, row) for row in rows)
         first = next(rows, None)
         if first is None:
             raise NotThisFile(path, f"holds no request: make it with {EXPORTS[kind]}")
         parameters = {"from": str(kind), "file": path.name, "sha256": digest, "bytes": lines.size}
         if kind is Format.HDR_LOG:
             parameters["unit"] = str(unit or Unit.NS)
+        if endpoint is not None:
+            parameters["endpoint"] = str(endpoint)
         intake = _Intake(importer, samples_root, parameters)
         with shown(lines.size) as tell:
             intake.record(itertools.chain([first], rows), lines, tell)
@@ -174,6 +180,10 @@ def _placed(rows: Iterator[Sample], lines: Lines) -> Iterator[Sample]:
         if fault.shape and not any_row:
             raise NotThisFile(lines.path, f"line {max(lines.line, 1)} {fault.text}") from None
         raise BadLine(lines.path, max(lines.line, 1), fault.column, fault.text) from None
+
+
+def _asking_for(endpoint: Endpoint, row: Sample) -> Sample:
+    return dataclasses.replace(row, endpoint=endpoint) if row.endpoint is Endpoint.OTHER else row
 
 
 def _digest(path: Path) -> str:

@@ -131,7 +131,9 @@ class Assembly:
         if self._loose_checks:
             notes.append(f"Failed checks that follow no request and are on none: {self._loose_checks:,}.")
         if self._coarse:
-            notes.append("The stamps have whole seconds, so sent_at_ns is unknown; K6_CSV_TIME_FORMAT=unix_nano tells.")
+            notes.append(
+                "The stamps have whole seconds, so sent_at_ns is unknown; K6_CSV_TIME_FORMAT=unix_nano would tell it."
+            )
         unknown = ["response_bytes", *(["sent_at_ns", "first_byte_at_ns"] if self._coarse else [])]
         return source_of("k6", unknown, notes)
 
