@@ -92,7 +92,7 @@ def _payload(encoded: bytes) -> bytes:
     base = cookie & ~WORD_BITS
     if base in OLD_COOKIES:
         raise _fault(f"is in version {OLD_COOKIES[base]} of the encoding: write it with HdrHistogram 2.1.6 or later")
-    if base in DOUBLE_COOKIES:
+    if cookie in DOUBLE_COOKIES:
         raise _fault("is a DoubleHistogram: only histograms of integers are read")
     if base == PLAIN_COOKIE:
         return encoded

@@ -79,7 +79,7 @@ class HdrLog:
             tag, _, text = text.removeprefix("Tag=").partition(",")
         cells = text.split(",")
         if len(cells) != len(COLUMNS):
-            raise Unusable(f"has {len(cells)} columns, an interval has {len(COLUMNS)}: cut off, or no log", shape=True)
+            raise Unusable(f"{len(cells)} of an interval's {len(COLUMNS)} columns: cut off, or no log", shape=True)
         start_s = float(number(cells[0], COLUMNS[0]))
         length_ns = duration_ns(cells[1], COLUMNS[1], 10**9)
         number(cells[2], COLUMNS[2])

@@ -77,7 +77,7 @@ class Header:
     def check(self, record: Sequence[str]) -> None:
         """Refuse a record with more or fewer cells than the header."""
         if len(record) != len(self.names):
-            raise Unusable(f"has {len(record)} columns, the header has {len(self.names)}: the file is cut off or mixed")
+            raise Unusable(f"has {len(record)} of the header's {len(self.names)} columns: the file is cut off or mixed")
 
     def cell(self, record: Sequence[str], name: str | None) -> str:
         """Return a cell, or nothing where there is no such column."""

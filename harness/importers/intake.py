@@ -71,8 +71,8 @@ def import_file(
 ) -> Imported:
     """Read a file of another tool into a new sample set under `samples_root`.
 
-    `endpoint` is what those requests asked for whose address or name tells none of our endpoints. Raises BadUsage for a file that is not of this kind and for a folder that cannot be written, another HarnessError
-    for one that is damaged.
+    `endpoint` is what those requests asked for whose address or name tells none of our endpoints. Raises BadUsage for
+    a file that is not of this kind and for a folder that cannot be written, another HarnessError for a damaged file.
     """
     if unit is not None and kind is not Format.HDR_LOG:
         raise BadUsage(f"--unit is for hdr-log only: {kind} says in which unit its durations are")
@@ -137,7 +137,7 @@ class _Intake:
             self._write(batch)
             self._recorder.finish(complete=False)
             if isinstance(fault, BadLine):
-                kept = f"the {self._counts.total():,} rows before it are in {self.path}, which is not complete"
+                kept = f"rows kept from before it: {self._counts.total():,}, in {self.path}, which is not complete"
                 raise BadLine(fault.path, fault.line, fault.column, f"{fault.text} ({kept})") from None
             if isinstance(fault, KeyboardInterrupt):
                 raise Interrupted(self.path) from None
@@ -178,7 +178,7 @@ def _placed(rows: Iterator[Sample], lines: Lines) -> Iterator[Sample]:
             yield row
     except Unusable as fault:
         if fault.shape and not any_row:
-            raise NotThisFile(lines.path, f"line {max(lines.line, 1)} {fault.text}") from None
+            raise NotThisFile(lines.path, f"line {max(lines.line, 1)}: {fault.text}") from None
         raise BadLine(lines.path, max(lines.line, 1), fault.column, fault.text) from None
 
 

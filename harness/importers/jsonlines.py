@@ -23,4 +23,5 @@ def decoded(lines: Lines, decoder: msgspec.json.Decoder[Row]) -> Iterator[Row]:
             text, _, place = str(fault).partition(" - at `$")
             raise Unusable(text, place.rstrip("`").lstrip(".") or None) from None
         except msgspec.DecodeError as fault:
-            raise Unusable(f"is no JSON object ({fault}): the file is cut off or damaged", shape=True) from None
+            text = f"is no JSON object ({fault}): the file is cut off or damaged"
+            raise Unusable(text, shape=lines.line == 1) from None

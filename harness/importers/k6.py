@@ -116,8 +116,8 @@ class Assembly:
         if self._counted > self._requests:
             missing = int(self._counted) - self._requests
             raise Unusable(
-                f"the file ends with {missing} of {int(self._counted):,} requests ({REQUEST_COUNT}) without their "
-                f"{DURATION}: it is cut off or was filtered"
+                f"of {int(self._counted):,} counted requests ({REQUEST_COUNT}), {missing:,} are without their "
+                f"{DURATION}: the file is cut off or was filtered"
             )
 
     def source(self) -> Source:

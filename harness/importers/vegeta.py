@@ -56,7 +56,7 @@ class VegetaCsv:
         for ordinal, record in enumerate(csv_records(lines), start=1):
             if not COLUMNS_MIN <= len(record) <= len(COLUMNS):
                 raise Unusable(
-                    f"has {len(record)} columns, a result has {COLUMNS_MIN} or {len(COLUMNS)}: the file is cut off, "
+                    f"{len(record)} of the {COLUMNS_MIN} or {len(COLUMNS)} columns of a result: the file is cut off, "
                     f"or not made by `vegeta encode --to csv`", shape=True,
                 )  # fmt: skip
             cells = dict(zip(COLUMNS, record, strict=False))
