@@ -7,6 +7,7 @@ stays flat. What was read before a damaged line is kept as an incomplete set, as
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -134,8 +135,9 @@ class _Intake:
         except OSError as fault:
             raise unwritable(self._root, fault) from None
         except (HarnessError, KeyboardInterrupt) as fault:
-            self._write(batch)
-            self._recorder.finish(complete=False)
+            with contextlib.suppress(OSError):  # a full disk: the parts before it are readable as they are
+                self._write(batch)
+                self._recorder.finish(complete=False)
             if isinstance(fault, BadLine):
                 kept = f"rows kept from before it: {self._counts.total():,}, in {self.path}, which is not complete"
                 raise BadLine(fault.path, fault.line, fault.column, f"{fault.text} ({kept})") from None
@@ -147,7 +149,10 @@ class _Intake:
         """Close the set."""
         source = self._importer.source()
         self._recorder.source = source
-        manifest = self._recorder.finish(complete=True)
+        try:
+            manifest = self._recorder.finish(complete=True)
+        except OSError as fault:
+            raise unwritable(self._root, fault) from None
         if not manifest.complete:
             raise HarnessError(f"{self.path} lacks rows of the file: the import is not valid")
         by_endpoint: dict[str, dict[str, int]] = {}

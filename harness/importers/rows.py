@@ -8,6 +8,7 @@ Next: the module of each tool.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 from harness.client import ERROR_CHARS_MAX
@@ -47,6 +48,7 @@ class Target:
     run_id: str | None  # the agent run in its path, where it names one
 
 
+@functools.lru_cache(maxsize=4096)
 def target_of(method: str | None, *addresses: str | None) -> Target:
     """Return which endpoint of ours a request asked for, by the first of its addresses or names that tells.
 

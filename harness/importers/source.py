@@ -113,22 +113,22 @@ class Lines:
             yield piece
 
     def _line(self) -> bytes:
-        with _readable():
+        try:
             return self._unpacked.readline(LINE_BYTES_MAX + 1)
+        except (EOFError, zlib.error, OSError) as fault:
+            raise _unreadable(fault) from None
 
     def _piece(self) -> bytes:
-        with _readable():
+        try:
             return self._unpacked.read(HEAD_BYTES)
+        except (EOFError, zlib.error, OSError) as fault:
+            raise _unreadable(fault) from None
 
 
-@contextlib.contextmanager
-def _readable() -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise Unusable("the compressed data end early or are damaged: export the file again") from None
-    except OSError as fault:
-        raise Unusable(f"cannot be read ({fault.strerror or fault})") from None
+def _unreadable(fault: EOFError | zlib.error | OSError) -> Unusable:
+    if isinstance(fault, OSError) and not isinstance(fault, gzip.BadGzipFile):
+        return Unusable(f"cannot be read ({fault.strerror or fault})")
+    return Unusable("the compressed data end early or are damaged: export the file again")
 
 
 @contextlib.contextmanager

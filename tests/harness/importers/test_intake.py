@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -166,6 +167,15 @@ def test_without_a_terminal_a_long_import_tells_how_far_it_is_in_plain_lines() -
         tell(250, 40)
         tell(500, 80)
     assert stream.getvalue() == "25% read: 40 rows\n"
+
+
+def test_a_disk_that_is_full_in_the_end_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(recorder.Recorder, "finish", full)
+    with pytest.raises(BadUsage, match=r"cannot write samples to .*No space left on device"):
+        import_file(Format.VEGETA_CSV, FILES / "vegeta.csv", tmp_path / "samples")
 
 
 class _Terminal(io.StringIO):
