@@ -68,10 +68,12 @@ def refuse(cell: Cell, numbers: range) -> None:
 
 
 def keep_silent_for_two_seconds(cell: Cell) -> None:
-    trace = cell.trace
-    for stamps in (trace.asked_us, trace.admitted_us, trace.refused_us):
-        stamps[:] = [at_us for at_us in stamps if not 30 * S < at_us - START_US < 32 * S]
-    cell.told.admitted, cell.told.refused = len(trace.admitted_us), len(trace.refused_us)
+    asked_us = [at_us for at_us in cell.trace.asked_us if not 30 * S < at_us - START_US < 32 * S]
+    cell.trace, limiter = Trace(asked_us), ExactLimiter()
+    for at_us in asked_us:
+        refused = any(limiter.take(at_us, [("a", PER_S, BURST)]))
+        (cell.trace.refused_us if refused else cell.trace.admitted_us).append(at_us)
+    cell.told.admitted, cell.told.refused = len(cell.trace.admitted_us), len(cell.trace.refused_us)
 
 
 def let_everything_pass(cell: Cell) -> None:
