@@ -26,7 +26,7 @@ from tests.sockets import faults_of, open_socket
 from tests.strictclient import Reply, StrictClient
 from tests.tenants import Tenant, open_tenant
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(400)]  # a dozen processes start, on a busy machine
 
 SERVICE = [sys.executable, "-m", "service"]
 SCRIPT: list[dict[str, Any]] = [{"kind": "MODEL_CALL", "latency_ms": 50}, {"kind": "OBSERVATION", "latency_ms": 100}]
@@ -170,13 +170,13 @@ class Load:
                 seen: list[int] = []
                 while not self.faults and not await self._followed(run_id, seen):
                     self.goodbyes["1012"] += 1
-                self.faults += faults_of(seen, 1, seen[-1])
+                self.faults += faults_of(seen, 1, max(seen, default=0))
 
     async def _followed(self, run_id: str, seen: list[int]) -> bool:
         """Read a run's events until it has ended; False when the service restarts meanwhile."""
         path = f"/ws/runs/{run_id}/?since_seq={seen[-1] if seen else 0}"
         try:
-            async with open_socket(self.url, path, self.token) as socket_:
+            async with open_socket(self.url, path, self.token, open_timeout=60) as socket_:  # while nobody answers
                 while True:
                     frame = await socket_.frame()
                     seen.append(frame["seq"])

@@ -16,6 +16,7 @@ from tests.simulator.world import simulate
 FAULTS = {
     "kill": "processes killed, workers and callers, each between two of their points",
     "interrupt": "workers told to stop that waited no longer for tools and models",
+    "full_lane": "batches handed back by workers that waited for as many tools and models as they may",
     "outage": "transactions that the database was away for, or whose commit's answer was lost",
     "lose_ring": "rings lost",
     "late_ring": "rings that came late",

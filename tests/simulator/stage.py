@@ -59,10 +59,11 @@ class Faults(NamedTuple):
     lose_ring: float = 0.3
     double_ring: float = 0.1
     poison: float = 0.04  # a run's steps cannot be written
+    full_lane: float = 0.05  # a worker that waits for as many tools and models as it may hands a run back
     interrupt: float = 0.005  # at any moment: a worker that is to stop waits no longer for tools and models
 
 
-NONE = Faults(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NONE = Faults(*(0.0 for _ in Faults._fields))
 
 
 class _Ticker(Ticker):
@@ -239,7 +240,7 @@ class Stage:
             return
         worker.looks_at = self.now
         at_once, outside_ = await ticker.part(claims)
-        if outside_ and self.chance(0.05):  # its lane is full
+        if outside_ and self.happens("full_lane"):
             await ticker.hand_back(outside_, 1.0)
             outside_ = []
         for claim in outside_:
