@@ -21,7 +21,7 @@ class Behaviour(enum.StrEnum):
 
     GREEDY = "greedy"  # ask at three times the rate, whatever they are told: get ⌊B + R·T⌋, one more or less
     STEADY = "at 0.99 R"  # send on schedule at 0.99 of the rate, all together: are never refused
-    OBEDIENT = "obedient"  # one client asks on, and when it is refused waits Retry-After: its first retry succeeds
+    OBEDIENT = "obedient"  # one client asks for more than a burst, and waits Retry-After: its first retry succeeds
 
 
 @dataclass
@@ -58,35 +58,36 @@ class Cell:
         """How long was asked, by the server's clock."""
         return self.trace.asked_us[-1] - self.trace.asked_us[0] if self.trace.asked_us else 0
 
-    def entitled(self) -> tuple[int, int]:
-        """Return ⌊B + R·T⌋ and what was admitted, T being the time from the first request to the last refusal.
+    def saturated(self) -> tuple[int, int]:
+        """Return from when to when every token was asked for, microseconds of the server's clock.
 
-        At a refusal less than one token is left, so that everything until then must have been admitted.
+        From the last request that met a rested bucket (the first one, when clients never paused for so long): until
+        then tokens were lost to nobody asking. To the last refusal: at a refusal less than one token is left, so that
+        everything until then must have been admitted.
         """
-        if not self.trace.refused_us:
+        trace = self.trace
+        if not trace.refused_us:
             return 0, 0
-        first, last = self.trace.asked_us[0], self.trace.refused_us[-1]
-        admitted = sum(at_us <= last for at_us in self.trace.admitted_us)
-        return int(self.burst + self.per_s * (last - first) * US), admitted
+        moments = sorted([(at_us, 0) for at_us in trace.asked_us] + [(at_us, 1) for at_us in trace.admitted_us])
+        spent, before_us, start_us = Fraction(0), trace.asked_us[0], trace.asked_us[0]
+        for at_us, taken in moments:
+            spent = max(Fraction(0), spent - (at_us - before_us) * US * self.per_s)
+            before_us = at_us
+            if taken:
+                spent += 1
+            elif not spent:
+                start_us = at_us
+        return start_us, max(start_us, trace.refused_us[-1])
+
+    def entitled(self) -> tuple[int, int]:
+        """Return ⌊B + R·T⌋ and what was admitted, T being the time for which every token was asked for."""
+        start_us, end_us = self.saturated()
+        admitted = sum(start_us <= at_us <= end_us for at_us in self.trace.admitted_us)
+        return int(self.burst + self.per_s * (end_us - start_us) * US), admitted
 
     def worst_window(self) -> Fraction:
         """Return by how many tokens the worst window exceeds B + R·w; at most 0 is right."""
         return excess(self.trace.admitted_us, self.per_s, self.burst)
-
-    def wasted(self) -> bool:
-        """Tell whether a bucket was ever full again after the first request: then tokens were lost to nobody asking."""
-        moments = sorted(
-            [(at_us, 0) for at_us in self.trace.asked_us] + [(at_us, 1) for at_us in self.trace.admitted_us]
-        )
-        spent, before_us = Fraction(0), None
-        for at_us, taken in moments:
-            if before_us is not None:
-                spent -= (at_us - before_us) * US * self.per_s
-                if spent <= 0:
-                    return True
-            if taken or before_us is not None:
-                spent, before_us = spent + taken, at_us
-        return False
 
     def late_s(self) -> float:
         """Return by how much a steady cell's requests reached Redis later than one another's schedule has it."""
@@ -110,10 +111,9 @@ def faults_of(cell: Cell, least_s: float) -> list[str]:
         faults.append(f"a window admits {float(over):.3f} more than B + R·w")
     if cell.behaviour is Behaviour.GREEDY:
         entitled, admitted = cell.entitled()
-        if cell.wasted():
-            faults.append("nobody asked for so long that the bucket was full again: shows nothing about accuracy")
-        elif not cell.trace.refused_us:
-            faults.append("nobody was refused: shows nothing about accuracy")
+        start_us, end_us = cell.saturated()
+        if end_us - start_us < least_s * 1e6:
+            faults.append(f"every token was asked for during {(end_us - start_us) / 1e6:.1f} s only, not {least_s:g}")
         elif abs(admitted - entitled) > 1:
             faults.append(f"{admitted} admitted, {entitled} due")
     if cell.behaviour is Behaviour.STEADY and cell.told.refused:

@@ -64,12 +64,14 @@ def name(cell: Cell) -> str:
 def row(cell: Cell) -> str:
     """Return a cell's row of the table."""
     entitled, admitted = cell.entitled() if cell.behaviour is Behaviour.GREEDY else (None, len(cell.trace.admitted_us))
+    start_us, end_us = cell.saturated() if cell.behaviour is Behaviour.GREEDY else (0, cell.span_us)
+    seconds = (end_us - start_us) / 1e6
     retries = f"{cell.told.first_retries} ({cell.told.first_retries_refused})" if cell.told.first_retries else ""
     cells = [
         cell.limit,
         cell.behaviour,
         f"{cell.clients}",
-        f"{cell.span_us / 1e6:.1f}",
+        f"{seconds:.1f}",
         f"{len(cell.trace.asked_us):,}",
         f"{admitted:,}",
         "" if entitled is None else f"{entitled:,}",
@@ -113,10 +115,11 @@ default quota. Cells run side by side in three rounds of {measured.least_s:g} s 
 connections of its own, the clients of a cell spread over the processes.
 
 - *greedy*: together the clients send more than a burst at once and then ask three times as often as they may. T runs
-  from the first request to the last refusal, since at a refusal nothing is left that could have been given.
+  from the last request that met a rested bucket (the first one, unless the machine stood still for a second) to the
+  last refusal, since at a refusal nothing is left that could have been given.
 - *at 0.99 R*: together the clients send on schedule at 0.99 of the rate, whatever becomes of the requests before.
-- *obedient*: one client asks on; when it is refused it waits exactly `Retry-After`, and its next request is the first
-  retry.
+- *obedient*: one client asks for one more than a burst; it waits exactly the `Retry-After` that it was told, and its
+  next request is the first retry. Then it asks for a burst again.
 
 Stamps are those of the Redis server, told by MONITOR: of a request, when the script was called for it; of an admission,
 the instant that the script read from the clock and wrote into the bucket. What clients were told must agree with that,
