@@ -116,6 +116,10 @@ bench: $(STAMP) ## The service's paths, the harness and the analysis as ratios t
 streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs/evidence/streams.md (2 minutes)
 	@$(PY) -m tests.campaigns.streams
 
+.PHONY: calibrate
+calibrate: $(STAMP) ## How often the statistics are wrong; writes docs/evidence/*-calibration.md (2 minutes)
+	@$(PY) -m tests.calibration
+
 # ---- for a developer -------------------------------------------------------------------------------------------------
 
 .PHONY: test
