@@ -14,6 +14,17 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
 from harness.analysis.slo import Status
+from harness.sample import Endpoint
+
+ENDPOINTS = (Endpoint.CREATE, Endpoint.SPAWN, Endpoint.SNAPSHOT)
+"""The endpoints that have limits to be found."""
+
+TRIALS_MIN = 10
+"""Trials of a level below which nothing is answered: the spread between fewer cannot be estimated."""
+
+TRIALS_MAX = 1_000
+BURST_MAX = 4_096
+"""Largest burst, and so the most connections: each request has one of its own, and one process can hold so many."""
 
 STEPS = 4
 """Equal steps in which the gap between the last level that passed and its double is climbed: 25 % to 14 % of a level.

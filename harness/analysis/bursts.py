@@ -18,20 +18,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from harness.analysis.dependence import Floats
+from harness.analysis.dependence import Bools, Floats
 from harness.analysis.quantiles import binomial_bounds, quantile, smallest
 from harness.analysis.slo import Op, Status, rounded
 from harness.sample import Endpoint, Outcome
-
-TRIALS_MIN = 10
-"""Trials of a level below which nothing is answered: the spread between fewer cannot be estimated."""
+from harness.search import TRIALS_MIN
 
 REQUESTS_MIN = 640
 """Requests that a level's trials hold at least. Twenty bursts of 8 are 160 requests: with one failure in a hundred they
@@ -61,7 +59,7 @@ class Requirement:
         """Return it in short, such as "p95 < 300 ms"."""
         return f"p{(1.0 - self.slow_share) * 100.0:g} {self.op.sign} {self.limit_ms:g} ms"
 
-    def is_slow(self, latency: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def is_slow(self, latency: Floats) -> Bools:
         """Say for each latency whether it misses the limit; infinity, a failure, does."""
         return latency >= self.limit_ms if self.op is Op.LT else latency > self.limit_ms
 
@@ -72,24 +70,36 @@ class LevelVerdict:
 
     status: Status
     share: float  # of slow requests
-    lower: float  # one-sided bounds of the share, each with error `alpha`
+    lower: float  # one-sided bounds of the share, each with the error of the look
     upper: float
-    alpha: float
     trials: int
     effective: float  # independent requests that all of them are worth
 
 
-def looks(trials: int) -> dict[int, float]:
-    """Return after which trials a level is judged, and with which error on each side.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Look:
+    """One moment at which a level is judged."""
 
-    Twenty trials: after ten with 0.5 %, after all with 2 %. The errors add up to ALPHA. Raises ValueError below
-    TRIALS_MIN.
+    trials: int  # after so many
+    alpha_pass: float  # error of a PASS; 0 when a level cannot pass yet
+    alpha_fail: float
+
+
+def looks(trials: int) -> tuple[Look, ...]:
+    """Return when a level of so many trials is judged; raises ValueError below TRIALS_MIN.
+
+    Twenty trials: after ten with 0.5 % on each side, after all with 2 %; the errors add up to ALPHA. With more, a
+    hopeless level may fail after ten, twenty, forty …, but passes halfway at the earliest: a level must not pass for
+    having been looked at before anything could go wrong.
     """
     if trials < TRIALS_MIN:
         raise ValueError(f"{trials} trials prove nothing: at least {TRIALS_MIN} are needed")
-    interim = [TRIALS_MIN * 2**k for k in range(20) if TRIALS_MIN * 2**k <= trials // 2]
-    spent = INTERIM_SHARE * ALPHA if interim else 0.0
-    return {look: spent / len(interim) for look in interim} | {trials: ALPHA - spent}
+    half = trials // 2
+    interim = sorted({half, *(TRIALS_MIN * 2**k for k in range(20))})
+    early = [count for count in interim if TRIALS_MIN <= count <= half]
+    spent = INTERIM_SHARE * ALPHA if early else 0.0
+    found = [Look(count, spent if count == half else 0.0, spent / len(early)) for count in early]
+    return (*found, Look(trials, ALPHA - spent, ALPHA - spent))
 
 
 def trials_at(level: int, trials: int) -> int:
@@ -104,16 +114,21 @@ def judge(latency: Floats, requirement: Requirement, trials: int) -> LevelVerdic
     """
     count, burst = latency.shape
     planned = looks(trials_at(burst, trials))
-    alpha = planned.get(count)
+    # Between two looks the level stays open; what it would be at the end is shown.
+    look = next((one for one in planned if one.trials == count), None)
+    shown = look if look is not None and look.alpha_pass else planned[-1]
     slow = requirement.is_slow(latency)
     share, worth = float(slow.mean()), _worth(latency, slow, requirement.slow_share)
-    lower, upper, effective = _bounds(share, burst, worth, count, alpha or ALPHA)
+    _, upper, effective = _bounds(share, burst, worth, count, shown.alpha_pass)
+    lower, _, _ = _bounds(share, burst, worth, count, look.alpha_fail if look else shown.alpha_fail)
     status = Status.INCONCLUSIVE
-    if alpha is not None:
-        status = _settled(lower, upper, requirement.slow_share)
-        if status is Status.INCONCLUSIVE and not slow.any() and _far_below(latency, requirement, alpha):
-            status = Status.PASS
-    return LevelVerdict(status, share, lower, upper, alpha or ALPHA, count, effective)
+    if look is not None and lower > requirement.slow_share:
+        status = Status.FAIL
+    elif look is not None and look.alpha_pass:
+        if _far_below(latency, slow, requirement, look.alpha_pass):
+            upper = min(upper, requirement.slow_share)
+        status = Status.PASS if upper <= requirement.slow_share else status
+    return LevelVerdict(status, share, lower, upper, count, effective)
 
 
 def more_trials(latency: Floats, requirement: Requirement, trials: int) -> int | None:
@@ -124,18 +139,17 @@ def more_trials(latency: Floats, requirement: Requirement, trials: int) -> int |
     count, burst = latency.shape
     slow = requirement.is_slow(latency)
     share, worth = float(slow.mean()), _worth(latency, slow, requirement.slow_share)
-    planned = looks(trials_at(burst, trials))
-    alpha = planned[max(planned)]
+    last = looks(trials_at(burst, trials))[-1]
 
     def settled(n: int) -> bool:
-        lower, upper, _ = _bounds(share, burst, worth, n, alpha)
-        return _settled(lower, upper, requirement.slow_share) is not Status.INCONCLUSIVE or n > MORE_TRIALS_MAX
+        lower, upper, _ = _bounds(share, burst, worth, n, last.alpha_pass)
+        return upper <= requirement.slow_share or lower > requirement.slow_share or n > MORE_TRIALS_MAX
 
     needed = smallest(settled, count + 1)
     return needed - count if needed <= MORE_TRIALS_MAX else None
 
 
-def _far_below(latency: Floats, requirement: Requirement, alpha: float) -> bool:
+def _far_below(latency: Floats, slow: Bools, requirement: Requirement, alpha: float) -> bool:
     """Say whether even the spread between these trials, carried on, stays below the limit.
 
     The second way to pass, for levels so far below the limit that nothing was slow, where a large spread between fast
@@ -146,7 +160,7 @@ def _far_below(latency: Floats, requirement: Requirement, alpha: float) -> bool:
     """
     count, burst = latency.shape
     half = requirement.slow_share / 2.0
-    if binomial_bounds(0.0, float(count * burst), alpha)[1] > requirement.slow_share:
+    if slow.any() or binomial_bounds(0.0, float(count * burst), alpha)[1] > requirement.slow_share:
         return False
     tails = np.array([quantile(trial, 1.0 - half) for trial in latency])
     if tails.min() <= 0.0:
@@ -162,20 +176,14 @@ def _tolerance(count: int, alpha: float, content: float) -> float:
     return float(stats.nct.ppf(1.0 - alpha, count - 1, stats.norm.ppf(content) * root)) / root
 
 
-def _settled(lower: float, upper: float, slow_share: float) -> Status:
-    if upper <= slow_share:
-        return Status.PASS
-    return Status.FAIL if lower > slow_share else Status.INCONCLUSIVE
-
-
-def _worth(latency: Floats, slow: np.ndarray[Any, np.dtype[np.bool_]], slow_share: float) -> float:
+def _worth(latency: Floats, slow: Bools, slow_share: float) -> float:
     """Return how many times as much the share varies between trials as if requests were independent; 0 if unseen."""
     pooled = latency.ravel()
     threshold = quantile(pooled, 1.0 - slow_share)
     return max(_design_effect(slow), _design_effect(latency > threshold))
 
 
-def _design_effect(hits: np.ndarray[Any, np.dtype[np.bool_]]) -> float:
+def _design_effect(hits: Bools) -> float:
     """Return the variance of the trials' shares over that of independent requests, (n_trials, burst) -> ratio."""
     share = float(hits.mean())
     if len(hits) < 2 or share in {0.0, 1.0}:
@@ -219,35 +227,56 @@ def requests_of(samples: pd.DataFrame, endpoint: Endpoint, level: int) -> Floats
 COLUMNS = (
     "endpoint", "level", "verdict", "trials", "requests", "failed", "slow", "slow_share", "slow_share_lower",
     "slow_share_upper", "effective_requests", "latency_ms_p50", "latency_ms_p95", "latency_ms_max", "send_lag_ms_max",
-    "more_trials",
+    "served_per_s", "queue_depth_max", "oldest_due_tick_s_max", "more_trials",
 )  # fmt: skip
-"""Of the table of levels; `data/README.md` says what each holds."""
+"""Of the table of levels; docs/burst-limits.md says what each holds."""
 
 
-def level_table(samples: pd.DataFrame, requirements: Sequence[Requirement], trials: int) -> pd.DataFrame:
+def level_table(
+    samples: pd.DataFrame, resources: pd.DataFrame, requirements: Sequence[Requirement], trials: int
+) -> pd.DataFrame:
     """Return one row for each endpoint and level with whole trials, by endpoint and rising level (COLUMNS).
 
-    A latency that no request reached in time is null: it lies among the failures.
+    `resources` has the columns of `sample.ResourceSample`: a look belongs to the burst that was sent last before it. A
+    quantile that lies among the failures is null, and so is what no look told.
     """
-    rows: list[Mapping[str, Any]] = []
+    seen = _looks_by_level(samples, resources)
+    rows: list[dict[str, Any]] = []
     for requirement in requirements:
         ours = samples[samples["endpoint"] == requirement.endpoint.value]
         for level in sorted({int(level) for level in ours["level"].dropna()}):
             latency = requests_of(ours, requirement.endpoint, level)
             if len(latency):
+                here = seen[(seen["endpoint"] == requirement.endpoint.value) & (seen["level"] == level)]
                 at = ours[ours["level"] == level]
-                rows.append(_level_row(requirement, level, latency, trials, at))
+                rows.append(_level_row(requirement, latency, trials, at) | _queue(here))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _level_row(
-    requirement: Requirement, level: int, latency: Floats, trials: int, rows: pd.DataFrame
-) -> Mapping[str, Any]:
+def _looks_by_level(samples: pd.DataFrame, resources: pd.DataFrame) -> pd.DataFrame:
+    """Return the looks at the service, each with the endpoint and level of the burst before it."""
+    sent = samples[["intended_at_ns", "endpoint", "level"]].dropna().drop_duplicates("intended_at_ns")
+    sent = sent.assign(at_ns=sent["intended_at_ns"].astype("int64")).sort_values("at_ns")
+    at = resources.assign(at_ns=resources["at_ns"].astype("int64")).sort_values("at_ns")
+    return pd.merge_asof(at, sent.drop(columns="intended_at_ns"), on="at_ns")
+
+
+def _queue(looks_at: pd.DataFrame) -> dict[str, Any]:
+    """Return the longest queue that was seen after the bursts of a level."""
+    found = dict[str, Any]()
+    for column in ("queue_depth", "oldest_due_tick_s"):
+        told = looks_at[column].dropna()
+        found[f"{column}_max"] = rounded(float(told.max())) if len(told) else None
+    return found
+
+
+def _level_row(requirement: Requirement, latency: Floats, trials: int, rows: pd.DataFrame) -> dict[str, Any]:
     verdict, pooled = judge(latency, requirement, trials), latency.ravel()
     lag_ms = ((rows["sent_at_ns"] - rows["intended_at_ns"]) / 1e6).dropna()
+    whole_s = float(np.median(latency.max(axis=1))) / 1e3
     return {
         "endpoint": requirement.endpoint.value,
-        "level": level,
+        "level": latency.shape[1],
         "verdict": verdict.status.value,
         "trials": verdict.trials,
         "requests": len(pooled),
@@ -261,6 +290,7 @@ def _level_row(
         "latency_ms_p95": _finite(quantile(pooled, 0.95)),
         "latency_ms_max": _finite(float(pooled.max())),
         "send_lag_ms_max": rounded(float(lag_ms.max())) if len(lag_ms) else None,
+        "served_per_s": _finite(latency.shape[1] / whole_s) if math.isfinite(whole_s) and whole_s > 0.0 else None,
         "more_trials": more_trials(latency, requirement, trials) if verdict.status is Status.INCONCLUSIVE else None,
     }
 

@@ -135,7 +135,7 @@ def judge_level(world: World, random: np.random.Generator, trials: int, burst: i
     """Return what the looks at one level come to, and how many requests that took."""
     status, latency = Status.INCONCLUSIVE, np.empty((0, burst))
     for look in looks(trials_at(burst, trials)):
-        latency = np.vstack([latency, world.trials(random, look - len(latency), burst)])
+        latency = np.vstack([latency, world.trials(random, look.trials - len(latency), burst)])
         status = judge(latency, REQUIREMENT, trials).status
         if status is not Status.INCONCLUSIVE:
             break

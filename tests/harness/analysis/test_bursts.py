@@ -11,6 +11,7 @@ from harness.analysis.bursts import (
     ALPHA,
     COLUMNS,
     LevelVerdict,
+    Look,
     Requirement,
     judge,
     level_table,
@@ -34,17 +35,20 @@ def even(trials: int, burst: int, slowest_ms: float) -> Floats:
 @pytest.mark.parametrize(
     ("trials", "expected"),
     [
-        (10, {10: 0.025}),
-        (19, {19: 0.025}),
-        (20, {10: 0.005, 20: 0.02}),
-        (50, {10: 0.0025, 20: 0.0025, 50: 0.02}),
+        (10, [Look(10, 0.025, 0.025)]),
+        (19, [Look(19, 0.025, 0.025)]),
+        (20, [Look(10, 0.005, 0.005), Look(20, 0.02, 0.02)]),
+        (50, [Look(10, 0.0, 0.005 / 3), Look(20, 0.0, 0.005 / 3), Look(25, 0.005, 0.005 / 3), Look(50, 0.02, 0.02)]),
     ],
 )
-def test_a_level_is_looked_at_halfway_and_at_its_end_and_the_errors_add_up(
-    trials: int, expected: dict[int, float]
-) -> None:
-    assert looks(trials) == pytest.approx(expected)
-    assert math.isclose(sum(looks(trials).values()), ALPHA)
+def test_a_level_may_fail_early_and_pass_halfway_and_its_errors_add_up(trials: int, expected: list[Look]) -> None:
+    found = looks(trials)
+    assert list(found) == [
+        Look(one.trials, pytest.approx(one.alpha_pass), pytest.approx(one.alpha_fail))  # type: ignore[arg-type]
+        for one in expected
+    ]
+    assert sum(look.alpha_pass for look in found) == pytest.approx(ALPHA)
+    assert sum(look.alpha_fail for look in found) == pytest.approx(ALPHA)
 
 
 def test_fewer_than_ten_trials_prove_nothing() -> None:
@@ -89,7 +93,7 @@ def test_requests_that_share_the_fate_of_their_burst_are_worth_few() -> None:
     torn[:1, :40] = 400.0  # forty in one burst
     settled = judge(alike, CREATE, 20)
     assert (settled.lower, settled.upper) == pytest.approx((0.0138, 0.0278), abs=1e-3)
-    assert settled == LevelVerdict(Status.PASS, 0.02, settled.lower, settled.upper, 0.02, 20, 2000.0)
+    assert settled == LevelVerdict(Status.PASS, 0.02, settled.lower, settled.upper, 20, 2000.0)
     verdict = judge(torn, CREATE, 20)
     assert (verdict.status, verdict.share) == (Status.INCONCLUSIVE, 0.02)
     assert verdict.effective < 100.0
@@ -127,7 +131,12 @@ def test_a_latency_at_the_limit_is_slow_where_it_must_lie_below(op: Op, slow: li
 
 
 def rows(
-    endpoint: str, level: int, trial: int, latency_ms: Sequence[float | None], outcome: str = "ok"
+    endpoint: str,
+    level: int,
+    trial: int,
+    latency_ms: Sequence[float | None],
+    outcome: str = "ok",
+    at_ns: int = 1_000_000,
 ) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
@@ -136,8 +145,8 @@ def rows(
             "trial": trial,
             "latency_ms": pd.array(latency_ms, dtype="Float64"),
             "outcome": outcome,
-            "intended_at_ns": pd.array([1_000_000] * len(latency_ms), dtype="Int64"),
-            "sent_at_ns": pd.array([1_500_000] * len(latency_ms), dtype="Int64"),
+            "intended_at_ns": pd.array([at_ns] * len(latency_ms), dtype="Int64"),
+            "sent_at_ns": pd.array([at_ns + 500_000] * len(latency_ms), dtype="Int64"),
         }
     )
     return frame.astype({"endpoint": "string", "outcome": "string", "level": "Float64"})
@@ -158,10 +167,17 @@ def test_requests_are_sorted_into_trials_and_a_trial_cut_short_is_left_out() -> 
     np.testing.assert_array_equal(requests_of(samples, Endpoint.CREATE, 2), expected)
 
 
-def test_the_table_has_a_row_for_each_level_with_its_bounds() -> None:
+def test_the_table_has_a_row_for_each_level_with_its_bounds_and_the_queue_that_it_left() -> None:
     fast = [rows("create", 40, trial, [10.0] * 39 + [20.0]) for trial in range(10)]
-    lost = [rows("create", 80, trial, [None] * 80, outcome="timeout") for trial in range(10)]
-    table = level_table(pd.concat([*lost, *fast]), [CREATE], 20)
+    lost = [rows("create", 80, trial, [None] * 80, outcome="timeout", at_ns=9_000_000) for trial in range(10)]
+    resources = pd.DataFrame(
+        {
+            "at_ns": [500_000, 2_000_000, 8_000_000, 9_500_000],  # the first was before any burst
+            "queue_depth": pd.array([99.0, 7.0, 3.0, None], dtype="Float64"),
+            "oldest_due_tick_s": pd.array([9.0, 0.25, 0.5, None], dtype="Float64"),
+        }
+    )
+    table = level_table(pd.concat([*lost, *fast]), resources, [CREATE], 20)
     assert tuple(table.columns) == COLUMNS
     first, second = table.to_dict("records")
     assert first == {
@@ -180,7 +196,15 @@ def test_the_table_has_a_row_for_each_level_with_its_bounds() -> None:
         "latency_ms_p95": 10.0,
         "latency_ms_max": 20.0,
         "send_lag_ms_max": 0.5,
+        "served_per_s": 2000.0,
+        "queue_depth_max": 7.0,
+        "oldest_due_tick_s_max": 0.5,
         "more_trials": None,
     }
     assert (second["level"], second["verdict"], second["failed"]) == (80, "FAIL", 800)
-    assert math.isnan(second["latency_ms_p95"])
+    assert all(math.isnan(second[name]) for name in ("latency_ms_p95", "served_per_s", "queue_depth_max"))
+
+
+def test_a_table_of_nothing_has_its_columns() -> None:
+    none = rows("create", 8, 0, []), pd.DataFrame({"at_ns": [], "queue_depth": [], "oldest_due_tick_s": []})
+    assert tuple(level_table(*none, [CREATE], 20).columns) == COLUMNS
