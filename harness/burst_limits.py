@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from harness.analysis.bursts import Requirement, judge, level_table, looks, trials_at
 from harness.analysis.slo import Measure, Op, Slo, Status, percent, plural
@@ -218,8 +219,8 @@ def read_limits(path: Path, plan: BurstPlan, slo_file: Path) -> Limits:
     ladder, endpoints = burst_ladder(plan.max_burst), dict[str, dict[str, Any]]()
     for requirement in plan.requirements:
         levels: list[dict[str, Any]] = [
-            {str(name): None if value != value else value for name, value in row.items() if name != "endpoint"}
-            for row in table[table["endpoint"] == requirement.endpoint.value].astype(object).to_dict("records")
+            {str(name): None if pd.isna(value) else value for name, value in row.items() if name != "endpoint"}
+            for row in table[table["endpoint"] == requirement.endpoint.value].to_dict("records")
         ]
         bracket = consider(ladder, {row["level"]: Status(row["verdict"]) for row in levels})
         endpoints[requirement.endpoint.value] = {

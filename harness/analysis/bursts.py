@@ -237,10 +237,10 @@ def level_table(
 ) -> pd.DataFrame:
     """Return one row for each endpoint and level with whole trials, by endpoint and rising level (COLUMNS).
 
-    `resources` has the columns of `sample.ResourceSample`: a look belongs to the burst that was sent last before it. A
+    `resources` has the columns of `sample.ResourceSample`; the first look after a burst says which queue it left. A
     quantile that lies among the failures is null, and so is what no look told.
     """
-    seen = _looks_by_level(samples, resources)
+    seen = _left_behind(samples, resources)
     rows: list[dict[str, Any]] = []
     for requirement in requirements:
         ours = samples[samples["endpoint"] == requirement.endpoint.value]
@@ -250,19 +250,21 @@ def level_table(
                 here = seen[(seen["endpoint"] == requirement.endpoint.value) & (seen["level"] == level)]
                 at = ours[ours["level"] == level]
                 rows.append(_level_row(requirement, latency, trials, at) | _queue(here))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"more_trials": "Int64"})
 
 
-def _looks_by_level(samples: pd.DataFrame, resources: pd.DataFrame) -> pd.DataFrame:
-    """Return the looks at the service, each with the endpoint and level of the burst before it."""
-    sent = samples[["intended_at_ns", "endpoint", "level"]].dropna().drop_duplicates("intended_at_ns")
-    sent = sent.assign(at_ns=sent["intended_at_ns"].astype("int64")).sort_values("at_ns")
-    at = resources.assign(at_ns=resources["at_ns"].astype("int64")).sort_values("at_ns")
-    return pd.merge_asof(at, sent.drop(columns="intended_at_ns"), on="at_ns")
+def _left_behind(samples: pd.DataFrame, resources: pd.DataFrame) -> pd.DataFrame:
+    """Return each burst with the first look at the service after its last answer."""
+    ended = samples.dropna(subset=["done_at_ns", "level"]).groupby(["endpoint", "level", "trial"], as_index=False)
+    bursts = ended["done_at_ns"].max().rename(columns={"done_at_ns": "at_ns"})
+    looks_at = resources.astype({"at_ns": "int64"}).sort_values("at_ns")
+    return pd.merge_asof(
+        bursts.astype({"at_ns": "int64"}).sort_values("at_ns"), looks_at, on="at_ns", direction="forward"
+    )
 
 
 def _queue(looks_at: pd.DataFrame) -> dict[str, Any]:
-    """Return the longest queue that was seen after the bursts of a level."""
+    """Return the longest queue that a burst of a level left behind."""
     found = dict[str, Any]()
     for column in ("queue_depth", "oldest_due_tick_s"):
         told = looks_at[column].dropna()

@@ -188,8 +188,8 @@ trials' shares (at least the exact binomial), and the observed p95.
 
 When a share of bursts stalls as a whole, only the number of bursts can show it, not their size: of ten bursts none
 stalls with probability (1 - share)^10, and who saw none cannot know. Such a world violates the SLO from a share of 5 %
-on; here is how often a burst of 64 passes in it. A level passes after half of its trials at the earliest, so that against rare
-stalls `--trials 120` is proof: 0.95^60 is 4.6 %.
+on; here is how often a burst of 64 passes in it. A level passes after half of its trials at the earliest, so that
+against rare stalls `--trials 120` is proof: 0.95^60 is 4.6 %.
 
 | share of bursts that stall | trials | passes |
 |---|---|---|

@@ -146,6 +146,7 @@ def rows(
             "latency_ms": pd.array(latency_ms, dtype="Float64"),
             "outcome": outcome,
             "intended_at_ns": pd.array([at_ns] * len(latency_ms), dtype="Int64"),
+            "done_at_ns": pd.array([at_ns + 800_000] * len(latency_ms), dtype="Int64"),
             "sent_at_ns": pd.array([at_ns + 500_000] * len(latency_ms), dtype="Int64"),
         }
     )
@@ -172,7 +173,7 @@ def test_the_table_has_a_row_for_each_level_with_its_bounds_and_the_queue_that_i
     lost = [rows("create", 80, trial, [None] * 80, outcome="timeout", at_ns=9_000_000) for trial in range(10)]
     resources = pd.DataFrame(
         {
-            "at_ns": [500_000, 2_000_000, 8_000_000, 9_500_000],  # the first was before any burst
+            "at_ns": [500_000, 2_000_000, 8_000_000, 9_900_000],  # only the first after a burst says what it left
             "queue_depth": pd.array([99.0, 7.0, 3.0, None], dtype="Float64"),
             "oldest_due_tick_s": pd.array([9.0, 0.25, 0.5, None], dtype="Float64"),
         }
@@ -198,7 +199,7 @@ def test_the_table_has_a_row_for_each_level_with_its_bounds_and_the_queue_that_i
         "send_lag_ms_max": 0.5,
         "served_per_s": 2000.0,
         "queue_depth_max": 7.0,
-        "oldest_due_tick_s_max": 0.5,
+        "oldest_due_tick_s_max": 0.25,
         "more_trials": None,
     }
     assert (second["level"], second["verdict"], second["failed"]) == (80, "FAIL", 800)
