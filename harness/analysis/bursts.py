@@ -256,7 +256,7 @@ def level_table(
 def _left_behind(samples: pd.DataFrame, resources: pd.DataFrame) -> pd.DataFrame:
     """Return each burst with the first look at the service after its last answer."""
     ended = samples.dropna(subset=["done_at_ns", "level"]).groupby(["endpoint", "level", "trial"], as_index=False)
-    bursts = ended["done_at_ns"].max().rename(columns={"done_at_ns": "at_ns"})
+    bursts = ended[["done_at_ns"]].max().rename(columns={"done_at_ns": "at_ns"})
     looks_at = resources.astype({"at_ns": "int64"}).sort_values("at_ns")
     return pd.merge_asof(
         bursts.astype({"at_ns": "int64"}).sort_values("at_ns"), looks_at, on="at_ns", direction="forward"

@@ -136,7 +136,7 @@ def page(measured: Measured) -> str:
     told = versions(["numpy", "scipy"])
     return f"""# Evidence: how often a burst limit is wrong
 
-Written by `make calibrate` (`tests/calibration/`, a minute and a half of processor time) at commit
+Written by `make calibrate` (`tests/calibration/`, some two minutes of processor time) at commit
 {commit() or "unknown"}; seed {SEED}, so the counts are the same everywhere with the same libraries
 (numpy {told["numpy"]}, scipy {told["scipy"]}).
 A fast share of it is in `make test`. What is tested and why is in [methodology.md](../methodology.md#burst-limits).
@@ -144,6 +144,8 @@ A fast share of it is in `make test`. What is tested and why is in [methodology.
 ## What was shown
 
 {bars}
+
+The searches are those of 20 trials a level in worlds whose trials differ by {PLAIN_SPREADS[0]:.0%} to {PLAIN_SPREADS[-1]:.0%}; where they differ by more, see [below](#by-the-spread-between-trials).
 
 ## The worlds
 
@@ -189,7 +191,7 @@ trials' shares (at least the exact binomial), and the observed p95.
 When a share of bursts stalls as a whole, only the number of bursts can show it, not their size: of ten bursts none
 stalls with probability (1 - share)^10, and who saw none cannot know. Such a world violates the SLO from a share of 5 %
 on; here is how often a burst of 64 passes in it. A level passes after half of its trials at the earliest, so that
-against rare stalls `--trials 120` is proof: 0.95^60 is 4.6 %.
+against rare stalls `--trials 120` is the least: 0.95^60 is 4.6 %.
 
 | share of bursts that stall | trials | passes |
 |---|---|---|
