@@ -145,7 +145,8 @@ A fast share of it is in `make test`. What is tested and why is in [methodology.
 
 {bars}
 
-The searches are those of 20 trials a level in worlds whose trials differ by {PLAIN_SPREADS[0]:.0%} to {PLAIN_SPREADS[-1]:.0%}; where they differ by more, see [below](#by-the-spread-between-trials).
+The searches have {TRIALS} trials a level, in worlds whose trials differ by {PLAIN_SPREADS[0]:.0%} to
+{PLAIN_SPREADS[-1]:.0%}; where they differ by more, see [below](#by-the-spread-between-trials).
 
 ## The worlds
 
