@@ -22,6 +22,13 @@ REPORT_RUNS ?= 320
 STEPS ?= 1000000
 SEED ?= 0
 
+# How long `make chaos` strikes: runs that users create, SIGKILLs (other faults come on top), and the seed of all of it.
+RUNS ?= 2000
+KILLS ?= 100
+
+# A page to write about that run, for example EVIDENCE=docs/evidence/simulator.md; it also counts the seeded bugs found.
+EVIDENCE ?=
+
 # More arguments for the stack, for example UP_ARGS='--port 0' (a free port) or UP_ARGS='--workers 2'.
 UP_ARGS ?=
 
@@ -120,6 +127,10 @@ streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs
 calibrate: $(STAMP) ## How often the statistics are wrong; writes docs/evidence/*-calibration.md (2 minutes)
 	@$(PY) -m tests.calibration
 
+.PHONY: chaos
+chaos: $(STAMP) ## SIGKILLs and network faults under load, then an audit: make chaos RUNS=2000 KILLS=100 SEED=1 (15 minutes)
+	@exec $(PY) -m tests.campaigns.chaos --runs $(RUNS) --kills $(KILLS) --seed $(SEED)
+
 # ---- for a developer -------------------------------------------------------------------------------------------------
 
 .PHONY: test
@@ -128,7 +139,7 @@ test: $(STAMP) ## Every test that needs no special machine, real PostgreSQL and 
 
 .PHONY: simulate
 simulate: $(STAMP) ## The engine in a world of faults: make simulate STEPS=10000000 SEED=0
-	@$(PY) -m tests.simulator --steps $(STEPS) --seed $(SEED)
+	@$(PY) -m tests.simulator --steps $(STEPS) --seed $(SEED) $(if $(EVIDENCE),--evidence $(EVIDENCE))
 
 .PHONY: check
 check: $(STAMP) ## Lint, format, types, import layers, docs

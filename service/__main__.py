@@ -75,11 +75,11 @@ def _up(given: argparse.Namespace) -> int:
 
 def _serve(given: argparse.Namespace) -> int:
     """Answer HTTP on a socket of our own, or on the one that our supervisor opened."""
-    from service.serve import address_of, inherited, listen, serve, serve_here
+    from service.serve import address_of, inherited, listen, serve
 
     settings = _settings()
     if given.fd is not None:
-        return serve_here(settings, inherited(given.fd))
+        return serve(settings, inherited(given.fd), given.processes)
     with listen(given.host, given.port) as listener:
         print(f"url: {address_of(listener)}", flush=True)
         return serve(settings, listener, given.processes)

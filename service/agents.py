@@ -204,6 +204,8 @@ class Models:
             raise _Transient(f"did not answer within {self._settings.model_timeout_s:g} s") from None
         except httpx.TransportError as fault:
             raise _Transient(f"cannot be reached ({type(fault).__name__})") from None
+        except httpx.DecodingError:
+            return GaveUp("the model's endpoint answered what does not have the encoding that it names")
         if status == 429 or status >= 500:
             raise _Transient(f"answered {status}", _retry_after_s(headers))
         if status != 200:
@@ -282,7 +284,7 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
         return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):  # no date, or one in a year that nobody can count to
         return None
 
 

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 import redis.asyncio
 import structlog
 from redis.asyncio.client import Pipeline
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from service.doorbell import Doorbell
 from service.events import NewEvent, messages
+from service.rediswire import open_redis
 from service.tallies import KEY, Tallies
 from service.telemetry import ANNOUNCEMENTS_LOST, PUBLISH_LAG_SECONDS
 
@@ -36,9 +35,7 @@ MOST_RINGS = 64
 
 def connect_redis(url: str) -> redis.asyncio.Redis:
     """Open a pool whose calls fail fast: whoever calls Redis here can go on without it."""
-    return redis.asyncio.from_url(
-        url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 1), protocol=2
-    )
+    return open_redis(url, retries=1)
 
 
 class Announcer:

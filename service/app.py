@@ -43,7 +43,7 @@ from service.db import Database
 from service.doorbell import Doorbell
 from service.errors import ApiError, Malformed, MethodNotAllowed, NotFound
 from service.events import Following
-from service.exchange import Endpoint, Operation, refusal
+from service.exchange import NO_TIME, Endpoint, Operation, refusal
 from service.quota.inforce import READ as READ_WORKSPACES
 from service.quota.inforce import Quotas
 from service.quota.keeper import Keeper
@@ -171,7 +171,12 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
 
     app = Application(routes=[*table, *streams], lifespan=life)
     app.router.redirect_slashes = False
-    app.state.let_go = following.let_go  # `serve.Server` calls it when the process is asked to stop
+
+    def let_go() -> None:  # `server.Server` calls it when the process is asked to stop
+        following.let_go()
+        sockets.let_go()
+
+    app.state.let_go = let_go
     return app
 
 
@@ -234,7 +239,7 @@ def _no_route(scope: Scope, refused: HTTPException) -> Response:
     headers = {name.lower(): value for name, value in (refused.headers or {}).items()}
     if refused.status_code == 405:  # the route that refused knows its own method only
         headers["allow"] = ", ".join(sorted(_methods_of(scope)))
-    headers["server-timing"] = "auth;dur=0, quota;dur=0, db;dur=0, publish;dur=0, app;dur=0"
+    headers["server-timing"] = NO_TIME
     return Response(answer.body, answer.status, headers, answer.content_type.decode())
 
 

@@ -19,7 +19,7 @@ from service.announce import Announcer, connect_redis
 from service.archive import Damaged, Folder, Made, Plan, Round, Tally, parse_event_types, rehydrate
 from service.archive.retention import VERBOSE
 from service.archive.rounds import DAY_S
-from service.db import Database
+from service.db import PATIENT_STATEMENT_TIMEOUT_S, Database
 from service.doorbell import Doorbell
 from service.errors import BadUsage
 from service.events import EventType
@@ -92,7 +92,10 @@ async def _run_round(
     complain: Callable[[str], object],
 ) -> None:
     """Run one round on connections of its own."""
-    database, client = Database(settings.database_url, pool_size=1), connect_redis(settings.redis_url)
+    database, client = (
+        Database(settings.database_url, pool_size=1, statement_timeout_s=PATIENT_STATEMENT_TIMEOUT_S),
+        connect_redis(settings.redis_url),
+    )
     announcer = Announcer(client, Doorbell(settings.redis_url))
     round_ = Round(
         database,
@@ -117,7 +120,7 @@ def restore_run(settings: Settings, file: Path) -> dict[str, Any]:
     """Rehydrate the run whose bundle is in a file; returns its id. Raises BadUsage for a file that holds none."""
 
     async def run() -> dict[str, Any]:
-        database = Database(settings.database_url, pool_size=1)
+        database = Database(settings.database_url, pool_size=1, statement_timeout_s=PATIENT_STATEMENT_TIMEOUT_S)
         try:
             return {"run_id": str(await rehydrate(database, Folder(settings.archive_dir), file))}
         finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,9 @@ import asyncpg
 import msgspec
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, MetaData, Text, TextClause, event, text
+from sqlalchemy import Connection, ExceptionContext, MetaData, Text, TextClause, event, make_url, text
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -41,8 +44,29 @@ class Base(MappedAsDataclass, DeclarativeBase):
     )
 
 
-COMMAND_TIMEOUT_S = 30.0
-"""Longest wait for one statement of a request or a tick; a hung server must not hold them for ever."""
+STATEMENT_TIMEOUT_S = 5.0
+"""Longest that one statement of a request or a tick may take (most take milliseconds); PostgreSQL ends it then."""
+
+PATIENT_STATEMENT_TIMEOUT_S = 30.0
+"""The same for work in the background, which takes more rows at once."""
+
+NETWORK_GRACE_S = 1.0
+"""How much later than PostgreSQL's own answer should have come a connection is given up: it is dead, not slow."""
+
+TRANSACTION_STATEMENTS = 2
+"""How many times as long as a statement a whole transaction may take.
+
+A server that waits for the second half of a question counts neither as idle nor as busy, so that neither of the two
+bounds on statements ends it; this one does, where the server has it (PostgreSQL 17).
+"""
+
+KEEPALIVE = {
+    "tcp_keepalives_idle": "10",  # seconds of silence before the server asks whether we live
+    "tcp_keepalives_interval": "5",  # seconds between such questions
+    "tcp_keepalives_count": "3",  # unanswered questions before it gives us up, with all our locks
+    "tcp_user_timeout": "25000",  # the same, in milliseconds, for an answer of its own that nobody takes
+}
+"""What the server does about a client behind a network that fails without a word; a Unix socket needs none of it."""
 
 POOL_TIMEOUT_S = 10.0
 """Longest wait for a connection of a pool."""
@@ -52,12 +76,13 @@ class Database:
     """A pool of connections to one PostgreSQL database."""
 
     def __init__(
-        self, database_url: str, pool_size: int = 8, command_timeout_s: float | None = COMMAND_TIMEOUT_S
+        self, database_url: str, pool_size: int = 8, statement_timeout_s: float | None = STATEMENT_TIMEOUT_S
     ) -> None:
         self.pool_size = pool_size
+        longest_ms = "0" if statement_timeout_s is None else str(round(statement_timeout_s * 1000))
         settings: dict[str, Any] = {
             "timeout": 5,
-            "command_timeout": command_timeout_s,
+            "command_timeout": None if statement_timeout_s is None else statement_timeout_s + NETWORK_GRACE_S,
             "server_settings": {
                 "timezone": "UTC",
                 "application_name": "plimsoll",
@@ -68,10 +93,15 @@ class Database:
                 # One plan for any number of rows in a batch. Made anew for each small batch, a plan costs more than
                 # the statement.
                 "plan_cache_mode": "force_generic_plan",
+                "statement_timeout": longest_ms,
+                # A transaction whose client is silent holds locks that others wait for. After this long it is undone,
+                # however little the network tells of the client's end.
+                "idle_in_transaction_session_timeout": longest_ms,
+                **KEEPALIVE,
             },
         }
         self.engine: AsyncEngine = create_async_engine(
-            sqlalchemy_url(database_url),
+            make_url(sqlalchemy_url(database_url)).set(drivername=f"postgresql+{_DRIVER}"),
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_S,
@@ -80,7 +110,11 @@ class Database:
         )
         address = self.engine.dialect.create_connect_args(self.engine.url)[1]
         self.driver_arguments: dict[str, Any] = {**address, **settings}  # for a connection without SQLAlchemy
+        if statement_timeout_s is not None:
+            longest_s = TRANSACTION_STATEMENTS * statement_timeout_s
+            event.listen(self.engine.sync_engine, "connect", partial(_bound_transactions, longest_s))
         event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
+        event.listen(self.engine.sync_engine, "handle_error", _give_up_dead)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
@@ -136,13 +170,50 @@ def _refuse_closed(_connection: Any, record: Any, _proxy: Any) -> None:
         raise DisconnectionError("the server closed this connection while it rested")
 
 
+def _bound_transactions(longest_s: float, connection: Any, _record: Any) -> None:
+    """Have the server end the session of a transaction that takes too long, if it knows how to."""
+    if connection.driver_connection.get_server_version() >= (17,):
+        connection.run_async(lambda driver: driver.execute(f"SET transaction_timeout = {round(longest_s * 1000)}"))
+
+
+def _give_up_dead(context: ExceptionContext) -> None:
+    """Have a connection thrown away that did not answer in time, or whose driver no longer knows where it stands.
+
+    To roll back on it would take as long again. What befell one connection has mostly befallen all of them, so the pool
+    replaces every one that rests: each would otherwise cost somebody the whole wait.
+    """
+    if isinstance(context.original_exception, TimeoutError) or lost_the_thread(context.original_exception):
+        context.is_disconnect = context.invalidate_pool_on_disconnect = True
+
+
+_DRIVER = "plimsoll"
+
+
+class Dialect(PGDialect_asyncpg):
+    """SQLAlchemy's own for this driver, but that a connection which is thrown away is not asked to agree.
+
+    It would be waited for, two seconds each, one after the other: those are thrown away that do not answer.
+    """
+
+    driver = _DRIVER
+    supports_statement_cache = True
+
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        """End a connection at once."""
+        dbapi_connection.driver_connection.terminate()
+
+
+registry.register(f"postgresql.{_DRIVER}", __name__, Dialect.__name__)
+
+
 def rows(batch: Iterable[Any]) -> str:
     """Encode rows (dicts or structs) as the one JSON parameter of a set statement."""
     return msgspec.json.encode(list(batch)).decode()
 
 
-_OUTAGE_CLASSES = ("08", "53", "57P")
-"""SQLSTATE beginnings: connection exceptions, insufficient resources, shutting down or starting up (appendix A)."""
+_OUTAGE_CLASSES = ("08", "53", "57", "25P03", "25P04")
+"""SQLSTATE beginnings: connection exceptions, insufficient resources, shutting down, starting up or out of time, and a
+transaction ended because its client was silent or because it took too long (appendix A)."""
 
 
 def is_outage(error: BaseException) -> bool:
@@ -154,7 +225,19 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return str(error.sqlstate).startswith(_OUTAGE_CLASSES)
     # A database that hangs shows first as a pool in which no connection comes back.
-    return isinstance(error, (InterfaceError, OperationalError, PoolTimeout, asyncpg.InterfaceError, OSError))
+    known = (InterfaceError, OperationalError, PoolTimeout, asyncpg.InterfaceError, OSError)
+    return isinstance(error, known) or lost_the_thread(error)
+
+
+def lost_the_thread(error: BaseException) -> bool:
+    """Tell whether the driver calls a statement an internal error of its own.
+
+    It does so between the farewell of a server that was killed and the end of its connection.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return isinstance(cause, asyncpg.InternalClientError) or isinstance(
+        getattr(cause, "__cause__", None), asyncpg.InternalClientError
+    )
 
 
 def cannot_be_stored(error: DBAPIError) -> bool:
@@ -177,7 +260,7 @@ def migrate(database_url: str) -> None:
 
     async def run() -> None:
         # A migration may build an index for hours, or wait until another process has built it.
-        database = Database(database_url, pool_size=1, command_timeout_s=None)
+        database = Database(database_url, pool_size=1, statement_timeout_s=None)
         try:
             async with database.begin() as connection:
                 await connection.run_sync(upgrade)

@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 
-from service.db import POOL_TIMEOUT_S, Database
+from service.db import POOL_TIMEOUT_S, Database, lost_the_thread
 
 
 class Direct:
@@ -34,8 +34,22 @@ class Direct:
                 reset=_leave,
             )
         async with self._pool.acquire(timeout=POOL_TIMEOUT_S) as connection:
-            rows: list[Any] = await connection.fetch(statement, *arguments)
+            try:
+                rows: list[Any] = await connection.fetch(statement, *arguments)
+            except Exception as fault:
+                if isinstance(fault, TimeoutError) or lost_the_thread(fault):
+                    await self._give_up(connection)
+                raise
             return rows
+
+    async def _give_up(self, dead: Any) -> None:
+        """Throw a connection away that does not answer, with all that rest, as `db` does.
+
+        Given back as it is, the pool would wait for its consent for ever, and one lane with it.
+        """
+        dead.terminate()
+        if self._pool is not None:
+            await self._pool.expire_connections()
 
     async def close(self) -> None:
         """Close every connection."""

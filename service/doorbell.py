@@ -82,11 +82,17 @@ class Doorbell:
 
 
 class _OneLine(logging.Handler):
-    """Passes a library's log records on as structured lines, an error as its message rather than its traceback."""
+    """Passes a library's log records on as structured lines, an error as its message rather than its traceback.
+
+    That Redis is away is a warning, as everywhere here: the sweeper finds what is due.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        fault = str(record.exc_info[1]) if record.exc_info else None
-        log.log(record.levelno, record.getMessage(), logger=record.name, **({"fault": fault} if fault else {}))
+        fault = record.exc_info[1] if record.exc_info else None
+        level = (
+            min(record.levelno, logging.WARNING) if isinstance(fault, (redis.RedisError, OSError)) else record.levelno
+        )
+        log.log(level, record.getMessage(), logger=record.name, **({"fault": str(fault)} if fault else {}))
 
 
 def _tell_in_one_line(logger: logging.Logger) -> None:

@@ -22,13 +22,12 @@ import msgspec
 import redis.asyncio
 import structlog
 from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from sqlalchemy import ForeignKey
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db import Base
+from service.rediswire import open_redis
 from service.runs import Instant
 
 log = structlog.get_logger()
@@ -136,9 +135,7 @@ class Following:
     def __init__(self, redis_url: str) -> None:
         # A lost connection must be seen here and not be mended below: two tasks use it, and each subscription that is
         # made anew must be answered with a look at the database.
-        self._client = redis.asyncio.from_url(
-            redis_url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 0, ()), protocol=2
-        )
+        self._client = open_redis(redis_url, retries=0)
         self._bells: dict[uuid.UUID, dict[uuid.UUID, set[asyncio.Event]]] = {}  # workspace -> run -> bells
         self._listeners: dict[uuid.UUID, Counter[Listener]] = {}
         self._changed = asyncio.Event()

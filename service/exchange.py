@@ -45,6 +45,9 @@ MAX_BODY_BYTES = 1 << 20
 
 JSON: Final = b"application/json"
 
+NO_TIME = "auth;dur=0, quota;dur=0, db;dur=0, publish;dur=0, app;dur=0"
+"""Server-Timing of what is refused before it is an exchange."""
+
 Body = TypeVar("Body")
 Content = TypeVar("Content")
 
@@ -79,6 +82,23 @@ def field_headers(fields: dict[str, str]) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((name.encode(), value.encode()) for name, value in fields.items())
 
 
+class Timed:
+    """A `with` block whose time is added to one of an exchange's parts, such as `db_ms`; a refusal's time too."""
+
+    __slots__ = ("_exchange", "_part", "_started")
+
+    def __init__(self, exchange: Exchange[Any], part: str) -> None:
+        self._exchange = exchange
+        self._part = part
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        spent_ms = (time.perf_counter() - self._started) * 1e3
+        setattr(self._exchange, self._part, getattr(self._exchange, self._part) + spent_ms)
+
+
 class Exchange(Generic[Body]):
     """One request on its way through an endpoint, and where its time goes (milliseconds)."""
 
@@ -94,6 +114,10 @@ class Exchange(Generic[Body]):
         self.body: Body
         self.body_bytes = b""
         self._query: dict[str, str] | None = None  # read when it is first asked for
+
+    def timed(self, part: str) -> Timed:
+        """Book what happens inside a `with` block as one part of the request's time, whether it succeeds or raises."""
+        return Timed(self, part)
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first header field of that (lower-case) name."""

@@ -7,6 +7,7 @@ proxies are not used: they would be a host that the list does not name.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,24 @@ from service.allowlist import may_connect
 
 MAX_BODY_BYTES = 64 * 1024
 """How much of a body is read: 64 KiB."""
+
+CHARSETS = (
+    "utf-8",
+    "utf-16",
+    "utf-32",
+    "ascii",
+    "iso8859",
+    "cp",
+    "koi8",
+    "mac",
+    "big5",
+    "gb",
+    "hz",
+    "euc",
+    "shift_jis",
+    "iso2022",
+)
+"""What codecs of character sets begin with. Others transform, and some (`undefined`, `idna`) raise what they like."""
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5.0, 30.0
 """Longest wait for a connection and between two reads; the tool call's own timeout bounds the whole."""
@@ -48,11 +67,12 @@ async def get(url: str, allow: Iterable[str]) -> dict[str, Any]:
 
 
 def _text(body: bytes, charset: str | None) -> str:
-    """Decode a body; what cannot be decoded is replaced, and a character set that nobody knows is taken for UTF-8."""
+    """Decode a body; what cannot be decoded is replaced, and a character set that no page has is taken for UTF-8."""
     try:
-        return body.decode(charset or "utf-8", "replace")
-    except LookupError:
-        return body.decode("utf-8", "replace")
+        name = codecs.lookup(charset or "utf-8").name
+    except (LookupError, ValueError):
+        name = ""
+    return body.decode(name if name.startswith(CHARSETS) else "utf-8", "replace")
 
 
 async def _read(response: httpx.Response) -> tuple[bytes, bool]:

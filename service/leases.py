@@ -29,9 +29,13 @@ _RENEW_RUNS = text("""
         WHERE r.ended_at IS NULL AND r.next_tick_at > now()
         FOR NO KEY UPDATE OF r SKIP LOCKED
     )
-    UPDATE runs SET next_tick_at = now() + make_interval(secs => :lease_s) FROM held WHERE runs.run_id = held.run_id
+    UPDATE runs SET next_tick_at = least(now() + make_interval(secs => :lease_s), (
+        SELECT min(deadline_at) FROM subrun_groups g WHERE g.run_id = held.run_id AND g.state = 'WAITING'
+    ))
+    FROM held WHERE runs.run_id = held.run_id
 """)
-"""A run that was made due by somebody else stays due. A row that is locked just now is renewed the next time."""
+"""A run that was made due by somebody else stays due, and one whose group has a deadline is due then: no tool and no
+model holds that up. A row that is locked just now is renewed the next time."""
 
 _RENEW_CALLS = text("""
     WITH held AS (

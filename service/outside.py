@@ -48,7 +48,12 @@ _RECORD = text("""
     WHERE t.tool_call_id = e.tool_call_id AND t.status = 'RUNNING'
 """)
 
-_READ_RUN = text("SELECT input_text FROM runs WHERE run_id = :run_id")
+_READ_RUN = text("""
+    SELECT input_text, EXISTS (
+        SELECT 1 FROM subrun_groups g WHERE g.run_id = runs.run_id AND g.state = 'WAITING' AND g.deadline_at <= now()
+    ) AS is_overdue
+    FROM runs WHERE run_id = :run_id
+""")
 _READ_STEPS = text("SELECT kind, payload FROM steps WHERE run_id = :run_id ORDER BY step_index")
 
 RECORD_AGAIN_AFTER_S = (0.2, 1.0, 3.0)
@@ -130,11 +135,17 @@ class Outside:
     async def find_move(
         self, run_id: uuid.UUID, epoch: int, agent: KnownAgent, tools: Mapping[str, Definition]
     ) -> Move | None:
-        """Say what a model's claimed run does next; None when the claim was lost while the model was thinking."""
+        """Say what a model's claimed run does next.
+
+        None when the claim was lost while the model was thinking, and when the time of a group of its subruns is over:
+        that is decided by a turn at once, and the model is asked in the turn after it.
+        """
         if agent.model is None:
             raise ValueError("the agent is no model")
         async with self._database.read() as connection:
-            input_text: str = (await connection.execute(_READ_RUN, {"run_id": run_id})).scalar_one()
+            input_text, is_overdue = (await connection.execute(_READ_RUN, {"run_id": run_id})).one()
+            if is_overdue:
+                return None
             steps = [PastStep(*row) for row in await connection.execute(_READ_STEPS, {"run_id": run_id})]
         wanted = next_tool_call(steps, tools)
         if wanted is not None:

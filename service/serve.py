@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 
 from service.errors import BadUsage, ConfigurationError
 from service.settings import Settings, child_environment
-from service.supervisor import Child, Signals, Supervisor
+from service.supervisor import Child, Signals, Supervisor, heeds_hangup
 from service.telemetry import configure_logging
 
 BACKLOG = 2048  # connections that may wait to be accepted; the kernel's somaxconn may lower it
@@ -77,8 +77,10 @@ def run_server(app: Starlette, listener: socket.socket) -> int:
     from service.server import Server, configuration
 
     server = Server(configuration(app))
-    for number in (signal.SIGTERM, signal.SIGINT):  # the server takes them while it runs and raises them again after
-        signal.signal(number, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT):  # it takes them itself while it runs; not a moment may lose one
+        signal.signal(number, server.handle_exit)
+    if heeds_hangup():
+        signal.signal(signal.SIGHUP, server.handle_exit)
     try:
         server.run(sockets=[listener])
     except SystemExit:  # the app's start failed; the server has said why
@@ -91,7 +93,7 @@ def serve(settings: Settings, listener: socket.socket, processes: int) -> int:
     if processes == 1:
         return serve_here(settings, listener)
     configure_logging(settings.log_level)
-    with Signals() as signals, shared_metrics() as folder:
+    with Signals(replacing=True) as signals, shared_metrics() as folder:
         environment = child_environment(settings, PROMETHEUS_MULTIPROC_DIR=str(folder))
         supervisor = Supervisor(
             http_children(environment, listener, processes),
@@ -111,7 +113,8 @@ def work(settings: Settings, processes: int) -> int:
 
         return run(settings)
     configure_logging(settings.log_level)
-    with Signals() as signals, Supervisor(worker_children(child_environment(settings), processes), signals) as workers:
+    children = worker_children(child_environment(settings), processes)
+    with Signals(replacing=True) as signals, Supervisor(children, signals) as workers:
         workers.run()
     return 0
 

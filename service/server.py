@@ -1,59 +1,46 @@
-"""uvicorn, as the service runs it: HTTP and sockets below the application.
+"""uvicorn, as the service runs it: below the application, and how a process ends.
 
-On SIGTERM or SIGINT nothing more is accepted, sockets are closed with 1012 (service restart), long-polls are answered
-at once with what there is, and requests in flight have `GRACE_S` to end.
+On SIGTERM or SIGINT the process stops listening and parts from everybody it talks with, within ten seconds. Nothing
+that a client has sent is lost: connections that the kernel holds ready are taken, requests are answered and told that
+theirs was the last (`http_protocol`), long-polls are answered at once with what there is, sockets end their command and
+are closed with 1012 (`stream`). A request that is still arriving after `ARRIVING_S`, or still being worked on after
+`ANSWERING_S`, is refused with 503. SIGTERM may come again and changes nothing; a second SIGINT ends all at once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
+import structlog
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.http_protocol import HttpProtocol
+from service.readiness import tell_ready
 from service.stream.protocol import MAX_FRAME_BYTES, PING_EVERY_S, PING_PATIENCE_S, SocketProtocol
 
-GRACE_S = 10
-"""How long a request may go on after the process was asked to stop, seconds."""
+ARRIVING_S = 7.5
+"""How long a client may go on sending what it began before the process was told to stop, seconds."""
 
+ANSWERING_S = 9.0
+"""How long a request may be worked on after that moment, seconds."""
 
-MAX_HEAD_BYTES = 64 << 10
-"""Largest request head, target and fields together: 64 KiB. The parser itself would gather without end."""
+LAST_S = 9.8
+"""When the process ends, whatever still waits, seconds after that moment: a caller is promised ten."""
 
+LOOK_S = 0.05
+"""How often the end looks who is still there, seconds."""
 
-class BoundedHeads(HttpToolsProtocol):
-    """uvicorn's protocol, with an end to how large a request's head may grow."""
-
-    _head_bytes = 0
-    _head_is_open = False
-
-    def data_received(self, data: bytes) -> None:
-        """Close the connection of a head that has not ended after MAX_HEAD_BYTES beyond its first piece."""
-        was_open = self._head_is_open
-        super().data_received(data)
-        if was_open and self._head_is_open:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("the request's head is too large")
-
-    def on_message_begin(self) -> None:
-        """Note that a head has begun."""
-        self._head_is_open, self._head_bytes = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """Note that the head has ended."""
-        self._head_is_open = False
-        super().on_headers_complete()
+log = structlog.get_logger()
 
 
 def configuration(app: Starlette, **changes: Any) -> uvicorn.Config:
     """Return how the service is served; tests change the event loop."""
     settings: dict[str, Any] = {
         "loop": "uvloop",
-        "http": BoundedHeads,
+        "http": HttpProtocol,
         "ws": SocketProtocol,
         "ws_max_size": MAX_FRAME_BYTES,
         "ws_ping_interval": PING_EVERY_S,
@@ -64,15 +51,60 @@ def configuration(app: Starlette, **changes: Any) -> uvicorn.Config:
         "log_config": None,
         "server_header": False,
         "proxy_headers": False,  # nothing here asks who the client is or by which scheme it came
-        "timeout_graceful_shutdown": GRACE_S,
+        "timeout_graceful_shutdown": LAST_S,
     }
     return uvicorn.Config(app, **{**settings, **changes})
 
 
 class Server(uvicorn.Server):
-    """A server that tells the application that it is about to end, before it waits for what is in flight."""
+    """A server that says when it listens, and ends without failing a request."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and tell a supervisor so."""
+        await super().startup(sockets)
+        tell_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End: nobody waits for news any more."""
-        self.config.app.state.let_go()  # type: ignore[union-attr]
-        await super().shutdown(sockets)
+        """End: nobody waits for news any more, and nobody who has asked is left without an answer."""
+        try:
+            async with asyncio.timeout(LAST_S):
+                for connection in self.server_state.connections:
+                    connection.shutdown()
+                self.config.app.state.let_go()  # type: ignore[union-attr]
+                await self._take_waiting(sockets or [])
+                await super().shutdown(sockets)
+        except TimeoutError:
+            log.warning("ended before everything was closed: something does not answer")
+
+    async def _take_waiting(self, listeners: list[socket.socket]) -> None:
+        """Take the connections that are established and not accepted: closing the last listener would reset them."""
+        loop = asyncio.get_running_loop()
+        for listener in listeners:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:  # nobody waits, or the one who did has gone
+                    break
+                connection.setblocking(False)
+                await loop.connect_accepted_socket(self._make_protocol, connection)
+
+    def _make_protocol(self) -> HttpProtocol:
+        return HttpProtocol(self.config, self.server_state, self.lifespan.state)
+
+    async def _wait_tasks_to_complete(self) -> None:
+        """Return when every connection is closed and every task is done; see to it that this comes about."""
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+        while (self.server_state.connections or self.server_state.tasks) and not self.force_exit:
+            for connection in list(self.server_state.connections):
+                connection.shutdown()  # those that were made in the meantime; the others know it
+                if isinstance(connection, HttpProtocol) and clock() - began_s > ARRIVING_S:
+                    connection.refuse_unarrived()
+                if isinstance(connection, HttpProtocol) and clock() - began_s > ANSWERING_S:
+                    connection.refuse_unanswered()
+            if clock() - began_s > ANSWERING_S:
+                for task in list(self.server_state.tasks):
+                    task.cancel()
+            await asyncio.sleep(LOOK_S)
+        for connection in list(self.server_state.connections):  # of a hurried end: whoever is cut off is told nothing
+            connection.transport.abort()

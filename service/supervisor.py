@@ -2,12 +2,16 @@
 
 A child that dies comes back after a tenth of a second, and each death soon after the last one doubles the wait, up to
 two seconds. SIGTERM or SIGINT to the supervisor becomes SIGTERM for every child; a child that has not ended after
-`DRAIN_PATIENCE_S`, or at a second signal, is killed. When the supervisor itself is killed, the kernel kills the
-children (Linux). Read `processes.py` for how a child is started, `up.py` and `serve.py` for who is supervised.
+`DRAIN_PATIENCE_S` is killed, and so it is at a second signal if that is a SIGINT: a person presses Ctrl-C again, while
+SIGTERM comes twice when a service manager signals a whole group. SIGHUP replaces the children one by one: another is
+started, and when it says that it works (`readiness`), the old one is drained; if it does not say so, the old one stays.
+When the supervisor itself is killed, the kernel kills the children (Linux). Read `processes.py` for how a child is
+started, `up.py` and `serve.py` for who is supervised.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import socket
@@ -22,14 +26,21 @@ import structlog
 
 from service import processes
 from service.errors import PlimsollError
+from service.readiness import READY_FD
 
 FIRST_WAIT_S = 0.1  # before a dead child is started again
 LONGEST_WAIT_S = 2.0
 STABLE_AFTER_S = 10.0  # a child that lived this long begins again at FIRST_WAIT_S
+READY_PATIENCE_S = 60.0  # for a replacement to work: a cold machine imports, connects and answers in a few seconds
 WATCH_INTERVAL_S = 1.0  # how often `watch` is called when nothing happens
 DRAIN_PATIENCE_S = 12.0  # a request has 10 s to end (`serve.py`); all within 15 s with the servers' own end
 
 log = structlog.get_logger()
+
+
+def heeds_hangup() -> bool:
+    """Tell whether SIGHUP should stop this process: not when it was started with `nohup`."""
+    return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 class ChildFailed(PlimsollError):
@@ -58,10 +69,13 @@ class _Post:
 
 
 class Signals:
-    """SIGTERM and SIGINT as a flag to look at and a moment to wait for, for as long as its `with` block lasts."""
+    """SIGTERM, SIGINT and SIGHUP as flags to look at and a moment to wait for, as long as its `with` block lasts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, replacing: bool = False) -> None:
         self.requests = 0  # how often a stop was asked for
+        self.hurried = False  # a stop was asked for again, by a person
+        self.replacement_wanted = False  # SIGHUP came; whoever sees to it clears this
+        self._replacing = replacing  # whether SIGHUP asks for replacements; else it asks for a stop
         self.interrupting = True  # raise KeyboardInterrupt as well: for the time before anything is supervised
         self._previous: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
         self._reader, self._writer = socket.socketpair()
@@ -72,6 +86,8 @@ class Signals:
         self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._ask)
+        if self._replacing or heeds_hangup():
+            self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._ask)
         self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)  # its arrival wakes `wait`
         return self
 
@@ -94,7 +110,11 @@ class Signals:
             pass
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        """Note that a stop was asked for."""
+        """Note what was asked for."""
+        if number == signal.SIGHUP and self._replacing:
+            self.replacement_wanted = True
+            return
+        self.hurried |= self.requests > 0 and number == signal.SIGINT
         self.requests += 1
         if self.interrupting:
             raise KeyboardInterrupt
@@ -116,6 +136,7 @@ class Supervisor:
     on_death: Callable[[int], object] = lambda _: None
     before_drain: Callable[[], object] = lambda: None
     _posts: list[_Post] = field(init=False)
+    _retiring: subprocess.Popen[bytes] | None = field(init=False, default=None)  # replaced, and not gone yet
 
     def __enter__(self) -> Self:
         self.signals.interrupting = False
@@ -145,12 +166,73 @@ class Supervisor:
     def run(self) -> None:
         """Keep every child alive until a stop is asked for."""
         while not self.signals.requests:
-            self._note_deaths()
-            self.watch()
-            self._start_due()
+            if self.signals.replacement_wanted:
+                self.signals.replacement_wanted = False
+                self._replace_all()
+            self._keep()
             now = time.monotonic()
             waits = [post.due_at_s - now for post in self._posts if post.process is None]
             self.signals.wait(min([WATCH_INTERVAL_S, *waits]))
+
+    def _keep(self) -> None:
+        """Keep alive what must be."""
+        self._note_deaths()
+        self.watch()
+        self._start_due()
+
+    def _replace_all(self) -> None:
+        """Replace the children one by one; stops at the first that cannot be replaced, or when a stop is asked for."""
+        for post in self._posts:
+            if not self._replace(post):
+                return
+        log.info("children_replaced", children=len(self._posts))
+
+    def _replace(self, post: _Post) -> bool:
+        """Start another process for a post, and drain the old one once the new one works; False when it does not."""
+        reader, writer = os.pipe()
+        new = self._spawn(post.child, ready_fd=writer)
+        os.close(writer)
+        try:
+            ready = self._becomes_ready(new, reader)
+        finally:
+            os.close(reader)
+        if not ready:
+            processes.stop(new, signal.SIGTERM, patience_s=DRAIN_PATIENCE_S)
+            self.on_death(new.pid)
+            if not self.signals.requests:
+                log.error("child_not_replaced", child=post.child.name, reason="the new process does not come up")
+            return False
+        old, post.process, post.started_at_s = post.process, new, time.monotonic()
+        self._tell()
+        if old is not None:
+            self._retire(old)
+        log.info("child_replaced", child=post.child.name, pid=new.pid)
+        return not self.signals.requests
+
+    def _retire(self, old: subprocess.Popen[bytes]) -> None:
+        """Drain a process that was replaced, and keep the others alive meanwhile."""
+        self._retiring = old
+        if old.poll() is None:
+            old.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + DRAIN_PATIENCE_S
+        while old.poll() is None and time.monotonic() < deadline:
+            if self.signals.requests:  # it is drained with all the others
+                return
+            self._keep()
+            self.signals.wait(0.05)
+        processes.stop(old, patience_s=0)
+        self.on_death(old.pid)
+        self._retiring = None
+
+    def _becomes_ready(self, process: subprocess.Popen[bytes], reader: int) -> bool:
+        """Wait until a process says that it works; keeps the others alive meanwhile."""
+        deadline = time.monotonic() + READY_PATIENCE_S
+        while not self.signals.requests and process.poll() is None and time.monotonic() < deadline:
+            if select.select([reader], [], [], 0)[0]:
+                return os.read(reader, 1) == b"1"
+            self._keep()
+            self.signals.wait(0.05)
+        return False
 
     def _note_deaths(self) -> None:
         """Say which children ended, and set when each may start again."""
@@ -174,26 +256,40 @@ class Supervisor:
         due = [post for post in self._posts if post.process is None and post.due_at_s <= now]
         for post in due:
             post.started_at_s = now
-            post.process = processes.spawn(
-                post.child.command,
-                death_signal=signal.SIGKILL,  # what a crash leaves must be safe anyway; what lingers holds the port
-                environment=post.child.environment,
-                pass_fds=post.child.pass_fds,
-            )
-            log.info("child_started", child=post.child.name, pid=post.process.pid)
+            post.process = self._spawn(post.child)
         if due:
-            self.on_change({post.child.name: post.process.pid for post in self._posts if post.process is not None})
+            self._tell()
+
+    def _spawn(self, child: Child, ready_fd: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a child's process; it may say on `ready_fd` that it works."""
+        environment, pass_fds = dict(child.environment), child.pass_fds
+        environment.pop(READY_FD, None)  # our own supervisor's, if we have one
+        if ready_fd is not None:
+            environment[READY_FD] = str(ready_fd)
+            pass_fds = [*pass_fds, ready_fd]
+        process = processes.spawn(
+            child.command,
+            death_signal=signal.SIGKILL,  # what a crash leaves must be safe anyway; what lingers holds the port
+            environment=environment,
+            pass_fds=pass_fds,
+        )
+        log.info("child_started", child=child.name, pid=process.pid)
+        return process
+
+    def _tell(self) -> None:
+        self.on_change({post.child.name: post.process.pid for post in self._posts if post.process is not None})
 
     def _drain(self) -> None:
         """Ask every child to end, wait, and kill what is left."""
         self.before_drain()
-        living = [post.process for post in self._posts if post.process is not None and post.process.poll() is None]
+        all_of_them = [*(post.process for post in self._posts), self._retiring]
+        living = [process for process in all_of_them if process is not None and process.poll() is None]
         for process in living:
             process.send_signal(signal.SIGTERM)
-        asked, deadline = self.signals.requests, time.monotonic() + DRAIN_PATIENCE_S
+        deadline = time.monotonic() + DRAIN_PATIENCE_S
         while any(process.poll() is None for process in living):
             now = time.monotonic()
-            if now >= deadline or self.signals.requests > max(1, asked):
+            if now >= deadline or self.signals.hurried:
                 break
             self.signals.wait(deadline - now)
         for process in living:

@@ -12,6 +12,7 @@ in `approvals`.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import enum
 import re
@@ -20,10 +21,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, ValidationError
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 from sqlalchemy import CheckConstraint, ForeignKey, Index, insert, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
@@ -33,6 +30,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from service.db import Base
 from service.errors import IllegalState, Invalid, NotFound
 from service.runs import Instant
+from service.schemas import explain, require_schema
 from service.tools import BUILT_IN, registry
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -198,18 +196,7 @@ class Definition(msgspec.Struct, frozen=True):
 
     def explain_arguments(self, arguments: Any) -> str | None:
         """Say in one line what is wrong with a call's arguments; None when nothing is."""
-        for schema in self.schemas:
-            validator = Draft202012Validator(schema, registry=Registry())  # an empty one: it fetches nothing
-            try:
-                wrong: ValidationError | None = next(iter(validator.iter_errors(arguments)), None)
-            except Unresolvable as missing:
-                return f"the schema refers to what it does not hold: {missing}"
-            except RecursionError:
-                return "they are nested too deeply"
-            if wrong is not None:
-                where = "".join(f"[{part!r}]" for part in wrong.absolute_path)
-                return f"arguments{where}: {wrong.message[:300]}"
-        return None
+        return next((wrong for schema in self.schemas if (wrong := explain(schema, arguments)) is not None), None)
 
 
 DEFAULTS: Mapping[str, Definition] = {
@@ -248,7 +235,7 @@ async def create_definition(
         raise Invalid("risk", f"give one of {', '.join(Risk)}, not {risk[:100]!r}")
     if not 0 < timeout_seconds <= MAX_TIMEOUT_S:
         raise Invalid("timeout_seconds", f"give a number above 0, at most {MAX_TIMEOUT_S:g}")
-    require_schema(schema or {}, "schema")
+    await asyncio.to_thread(require_schema, schema or {}, "schema")  # a large one takes a while
     if (await connection.execute(_WORKSPACE, {"workspace_id": workspace_id})).first() is None:
         raise NotFound("no such workspace")
     definition = Definition(
@@ -270,28 +257,6 @@ async def create_definition(
     except IntegrityError:
         raise taken from None
     return definition
-
-
-def require_schema(schema: dict[str, Any], field: str) -> None:
-    """Raise Invalid unless this is a JSON Schema (2020-12) that refers to nothing outside of itself."""
-    try:
-        Draft202012Validator.check_schema(schema)
-    except (SchemaError, RecursionError) as wrong:
-        message = wrong.message[:300] if isinstance(wrong, SchemaError) else "it is nested too deeply"
-        raise Invalid(field, f"is no JSON Schema (2020-12): {message}") from None
-    outside = [ref for ref in _references(schema) if not ref.startswith("#")]
-    if outside:
-        raise Invalid(field, f"refers to {outside[0][:100]!r}: only references within the schema (#…) are followed")
-
-
-def _references(value: Any) -> Iterable[str]:
-    if isinstance(value, dict):
-        yield from (inner for key, inner in value.items() if key in ("$ref", "$dynamicRef") and isinstance(inner, str))
-        for inner in value.values():
-            yield from _references(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _references(inner)
 
 
 _FIELDS = ", ".join(Definition.__struct_fields__)

@@ -8,8 +8,9 @@ batch into a lane of their own, so that nobody waits behind them.
 
 Beside its ticks a worker archives: a round when it starts, and one a day when the doorbell says so (`archive.rounds`).
 
-SIGTERM, SIGINT and SIGHUP drain: nothing more is claimed, what is in hand is settled, and the process ends with 0. What
-a tick is, and why a killed worker loses nothing: `tick`.
+SIGTERM, SIGINT and SIGHUP drain: nothing more is claimed, what is in hand is settled, and the process ends with 0,
+within ten seconds; a second SIGINT leaves what is in hand to others. What a tick is, and why a killed worker loses
+nothing: `tick`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from service.db import Database, is_outage
 from service.doorbell import Doorbell
 from service.due import next_due_in_s
 from service.outside import Outside
+from service.readiness import tell_ready
 from service.settings import Settings
 from service.tallies import Tallies
 from service.telemetry import configure_logging
@@ -53,6 +55,9 @@ FULL_LANE_DELAY_S = 1.0
 
 DRAIN_S = 8.0
 """How long a stopping worker waits for the batches in its hands; after that their leases take over."""
+
+CANCEL_S = 0.8
+"""How long it then waits for what it leaves to be told so: a tool's row says that it was interrupted."""
 
 ROUND_DRAIN_S = 1.0
 """How long a stopping worker waits, after its batches, for what it is archiving; after that it is undone."""
@@ -80,7 +85,7 @@ class Worker:
         self._ticker = ticker
         self._sweep_interval_s = sweep_interval_s
         self._bell = asyncio.Event()
-        self._stopping = False
+        self.stopping = False
         self._settling: set[asyncio.Task[None]] = set()
         self._outside: set[asyncio.Task[None]] = set()
 
@@ -90,13 +95,18 @@ class Worker:
 
     def stop(self) -> None:
         """Claim nothing more."""
-        self._stopping = True
+        self.stopping = True
         self._bell.set()
+
+    def hurry(self) -> None:
+        """Leave what is in hand: leases take over, and a tool that runs is recorded as interrupted."""
+        for task in (*self._settling, *self._outside):
+            task.cancel()
 
     async def work(self) -> None:
         """Claim and settle until told to stop, then finish what is in hand."""
         retry_s = FIRST_RETRY_S
-        while not self._stopping:
+        while not self.stopping:
             # Cleared before looking: what becomes due during the look rings again.
             self._bell.clear()
             try:
@@ -169,7 +179,8 @@ class Worker:
             _, late = await asyncio.wait({*self._settling, *self._outside}, timeout=DRAIN_S)
             for task in late:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            if late:
+                await asyncio.wait(late, timeout=CANCEL_S)
 
 
 async def _work(settings: Settings) -> None:
@@ -188,14 +199,20 @@ async def _work(settings: Settings) -> None:
     ticker = Ticker(database, announcer, Agents(), Tallies(), settings.lease_s, outside)
     worker = Worker(database, ticker, settings.sweep_interval_s)
 
-    def stop() -> None:
+    def stop(signum: signal.Signals) -> None:
+        if worker.stopping and signum is signal.SIGINT:
+            worker.hurry()
         worker.stop()
         rounds.stop()
 
+    signals = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # it is, under `nohup`
+        signals.append(signal.SIGHUP)
     stop_listening = doorbell.listen()
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(signum, stop)
+    for signum in signals:
+        loop.add_signal_handler(signum, stop, signum)
     log.info("worker ready")
+    tell_ready()
     rounds.ring()
     await worker.work()
     await rounds.drain(ROUND_DRAIN_S)
@@ -204,6 +221,9 @@ async def _work(settings: Settings) -> None:
     await client.aclose()
     await database.close()
     log.info("worker stopped")
+    for signum in signals:  # one more Ctrl-C would only spoil the exit code
+        loop.remove_signal_handler(signum)
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _log_fault(message: str, fault: Exception) -> None:

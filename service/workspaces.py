@@ -7,6 +7,7 @@ needs more than `max_steps` steps or `max_tool_calls` tool calls fails.
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import enum
 import uuid
@@ -145,7 +146,9 @@ async def create_agent(
     if exists.first() is None:
         raise NotFound("no such workspace")
     named = {step.tool for step in steps if step.tool is not None} | set(spec.tools if spec is not None else ())
-    _require_tools(steps, spec, await Definitions().find(connection, workspace_id, named) if named else {})
+    if named:
+        known = await Definitions().find(connection, workspace_id, named)
+        await asyncio.to_thread(_require_tools, steps, spec, known)  # a thousand steps take a while
     agent_id = new_id()
     await connection.execute(
         insert(Agent).values(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any, BinaryIO
@@ -94,11 +93,9 @@ class Archives:
 
     async def _read(self, exchange: Exchange[None], statement: Any, **parameters: uuid.UUID) -> Any:
         """Return the first row, or None."""
-        asked = time.perf_counter()
-        async with self._database.read() as connection:
-            row = (await connection.execute(statement, parameters)).first()
-        exchange.db_ms = (time.perf_counter() - asked) * 1e3
-        return row
+        with exchange.timed("db_ms"):
+            async with self._database.read() as connection:
+                return (await connection.execute(statement, parameters)).first()
 
 
 async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:

@@ -41,14 +41,14 @@ QUERIES: dict[str, list[tuple[str, str, str]]] = {
         ("workspace_id", "string", "runs of this workspace"),
         ("status", "string", "runs in this status"),
         ("parent_run_id", "string", "subruns of this run"),
-        ("limit", "integer", "runs in a page, 1 to 200 (default 50)"),
+        ("limit", "integer", "most runs in a page, 1 to 200 (default 50); a page of large ones ends earlier"),
         ("cursor", "string", "`next_cursor` of the page before"),
     ],
     "list tool calls": [
         ("workspace_id", "string", "tool calls of this workspace"),
         ("status", "string", "tool calls in this status"),
         ("run_id", "string", "tool calls of this run"),
-        ("limit", "integer", "tool calls in a page, 1 to 200 (default 50)"),
+        ("limit", "integer", "most tool calls in a page, 1 to 200 (default 50); a page of large ones ends earlier"),
         ("cursor", "string", "`next_cursor` of the page before"),
     ],
     "snapshot": [

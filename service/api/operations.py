@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import redis.asyncio
@@ -36,13 +35,12 @@ class Operations:
 
     async def readyz(self, exchange: Exchange[None]) -> Answer[Health]:
         """Say whether requests can be served: PostgreSQL must answer; without Redis the service goes on, degraded."""
-        asked = time.perf_counter()
         try:
-            async with self._database.read() as connection:
-                await connection.execute(text("SELECT 1 FROM runs LIMIT 1"))
+            with exchange.timed("db_ms"):
+                async with self._database.read() as connection:
+                    await connection.execute(text("SELECT 1 FROM runs LIMIT 1"))
         except (SQLAlchemyError, OSError, TimeoutError) as fault:
             raise Unavailable("the database does not answer, or its schema is not migrated") from fault
-        exchange.db_ms = (time.perf_counter() - asked) * 1e3
         try:
             await self._redis.ping()
         except (RedisError, OSError):
@@ -51,10 +49,9 @@ class Operations:
 
     async def metrics(self, exchange: Exchange[None]) -> Answer[str]:
         """Return the figures in Prometheus' text format; the queue's are read from the database at this moment."""
-        asked = time.perf_counter()
-        async with self._database.read() as connection:
-            waiting = await queue(connection)
-        exchange.db_ms = (time.perf_counter() - asked) * 1e3
+        with exchange.timed("db_ms"):
+            async with self._database.read() as connection:
+                waiting = await queue(connection)
         figures = [
             "# HELP plimsoll_queue_depth Runs that are due and not yet claimed.",
             "# TYPE plimsoll_queue_depth gauge",

@@ -13,14 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.announce import Announcer
 from service.api.answers import Created, RunPage, RunView, Spawned
-from service.api.paging import DEFAULT_PAGE, LARGEST_PAGE, decode_cursor, encode_cursor, query_id
+from service.api.paging import Listing, Lists, page_of
 from service.api.sight import RunFacts, Sight
 from service.api.wire import RUN_JSON
 from service.changes import GroupOptions
-from service.commits import Commits, Create, Spawn
+from service.commits import Accepted, Commits, Create, Spawn
 from service.control import pause_run, resume_run
 from service.db import Database
-from service.errors import Invalid, Malformed, NotFound
+from service.errors import ApiError, Invalid, Malformed, NotFound
 from service.exchange import Answer, Exchange, answer_json, field_headers, refuse_nul
 from service.families import cancel_run
 from service.grouping import Grouping
@@ -81,14 +81,12 @@ class ReasonBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 ONE = text(f"SELECT {RUN_JSON}::text FROM runs r WHERE r.run_id = :run_id")  # noqa: S608 - constants
-PAGE = text(f"""
-    SELECT {RUN_JSON}::text AS run, r.run_id FROM runs r
-    WHERE (CAST(:workspace_id AS uuid) IS NULL OR r.workspace_id = :workspace_id)
-      AND (CAST(:status AS text) IS NULL OR r.status = :status)
-      AND (CAST(:parent_run_id AS uuid) IS NULL OR r.parent_run_id = :parent_run_id)
-      AND (CAST(:before AS uuid) IS NULL OR r.run_id < :before)
-    ORDER BY r.run_id DESC LIMIT :limit
-""")  # noqa: S608 - constants
+LISTING = Listing(
+    "runs",
+    RunStatus,
+    "parent_run_id",
+    page_of("runs", "r", "run_id", "parent_run_id", RUN_JSON, ("input_text", "channel", "metadata", "error_summary")),
+)
 
 
 class Runs:
@@ -111,6 +109,7 @@ class Runs:
         self._sight = sight
         self._announcer = announcer
         self._agents = agents
+        self._lists = Lists(database, quotas)
         self._agent_reads: Grouping[uuid.UUID, KnownAgent] = Grouping(self._read_agents, lanes=2)
 
     async def create(self, exchange: Exchange[CreateBody]) -> Answer[Created]:
@@ -119,10 +118,10 @@ class Runs:
         quota = await self._admit(exchange)
         key = _idempotency_key(exchange)
         metadata = _metadata(body.metadata, "metadata")
-        asked = time.perf_counter()
-        fields = await self._rates.take(body.workspace_id, quota.rates, Limit.RUN_CREATION)
-        exchange.quota_ms = (time.perf_counter() - asked) * 1e3
-        accepted = await self._commits.submit(
+        with exchange.timed("quota_ms"):
+            fields = await self._rates.take(body.workspace_id, quota.rates, Limit.RUN_CREATION)
+        accepted = await self._commit(
+            exchange,
             Create(
                 body.workspace_id,
                 body.agent_id,
@@ -134,10 +133,8 @@ class Runs:
                 quota,
                 key,
                 exchange.body_bytes if key is not None else b"",
-            )
+            ),
         )
-        exchange.db_ms += accepted.db_ms
-        exchange.publish_ms = accepted.publish_ms
         self._sight.learn(accepted.run_id, RunFacts(body.workspace_id, body.agent_id))
         return answer_json(
             {
@@ -155,13 +152,14 @@ class Runs:
         run_id = exchange.path_id("run_id", "run")
         options = exchange.body.options or SpawnOptions()
         metadata = _metadata(options.metadata, "options.metadata")
-        facts = await self._sight.find(exchange.caller, run_id)
-        quota = await self._quotas.of(facts.workspace_id)
+        with exchange.timed("db_ms"):
+            facts = await self._sight.find(exchange.caller, run_id)
+            quota = await self._quotas.of(facts.workspace_id)
         _require_reachable(options.quorum, quota)
-        asked = time.perf_counter()
-        fields = await self._rates.take(facts.workspace_id, quota.rates, Limit.SUBRUN_SPAWN)
-        exchange.quota_ms = (time.perf_counter() - asked) * 1e3
-        accepted = await self._commits.submit(
+        with exchange.timed("quota_ms"):
+            fields = await self._rates.take(facts.workspace_id, quota.rates, Limit.SUBRUN_SPAWN)
+        accepted = await self._commit(
+            exchange,
             Spawn(
                 run_id,
                 facts.workspace_id,
@@ -171,9 +169,8 @@ class Runs:
                 options.group_id,
                 quota,
                 GroupOptions(options.join_policy, options.failure_policy, options.quorum, options.timeout_seconds),
-            )
+            ),
         )
-        exchange.db_ms, exchange.publish_ms = accepted.db_ms, accepted.publish_ms
         self._sight.learn(accepted.run_id, facts)
         return answer_json(
             {
@@ -188,7 +185,8 @@ class Runs:
     async def get(self, exchange: Exchange[None]) -> Answer[RunView]:
         """Return one run."""
         run_id = exchange.path_id("run_id", "run")
-        await self._sight.find(exchange.caller, run_id)
+        with exchange.timed("db_ms"):
+            await self._sight.find(exchange.caller, run_id)
         return Answer((await self._read(exchange, run_id)).encode())
 
     async def cancel(self, exchange: Exchange[ReasonBody]) -> Answer[RunView]:
@@ -206,51 +204,34 @@ class Runs:
     async def _control(self, exchange: Exchange[ReasonBody], control: Control, default_reason: str) -> Answer[RunView]:
         """Do what a caller wants with a run, announce it, and answer with the run."""
         run_id = exchange.path_id("run_id", "run")
-        await self._sight.find(exchange.caller, run_id)
-        asked = time.perf_counter()
-        async with self._database.begin() as connection:
-            outcome = await control(connection, run_id, exchange.body.reason or default_reason)
-        exchange.db_ms = (time.perf_counter() - asked) * 1e3
-        await self._announcer.announce(outcome.events, outcome.created_at, due=outcome.due)
-        exchange.publish_ms = (time.perf_counter() - asked) * 1e3 - exchange.db_ms
+        with exchange.timed("db_ms"):
+            await self._sight.find(exchange.caller, run_id)
+            async with self._database.begin() as connection:
+                outcome = await control(connection, run_id, exchange.body.reason or default_reason)
+        with exchange.timed("publish_ms"):
+            await self._announcer.announce(outcome.events, outcome.created_at, due=outcome.due)
         return Answer((await self._read(exchange, run_id)).encode())
 
     async def list(self, exchange: Exchange[None]) -> Answer[RunPage]:
         """Return a page of runs, newest first, with a cursor for the next one."""
-        query = exchange.query()
-        workspace_id = query_id(query, "workspace_id") or exchange.caller.workspace_id
-        if workspace_id is not None and not exchange.caller.may_see(workspace_id):
-            raise NotFound("no such workspace")
-        if workspace_id is not None:
-            await self._quotas.of(workspace_id)  # raises NotFound when there is no such workspace
-        status = query.get("status")
-        if status is not None and status not in RunStatus.__members__:
-            raise Invalid("status", f"give one of {', '.join(RunStatus)}")
-        limit = int(exchange.query_number("limit", DEFAULT_PAGE, 1, LARGEST_PAGE))
+        return await self._lists.page(exchange, LISTING)
+
+    async def _commit(self, exchange: Exchange[Any], write: Create | Spawn) -> Accepted:
+        """Submit a write; of a refused one, all the time is the database's."""
         asked = time.perf_counter()
-        async with self._database.read() as connection:
-            found = await connection.execute(
-                PAGE,
-                {
-                    "workspace_id": workspace_id,
-                    "status": status,
-                    "parent_run_id": query_id(query, "parent_run_id"),
-                    "before": decode_cursor(query["cursor"]) if "cursor" in query else None,
-                    "limit": limit + 1,
-                },
-            )
-            page = found.all()
-        exchange.db_ms = (time.perf_counter() - asked) * 1e3
-        more = len(page) > limit
-        cursor = encode_cursor(page[limit - 1].run_id) if more else None
-        runs = ",".join(row.run for row in page[:limit])
-        return Answer(f'{{"runs":[{runs}],"next_cursor":{msgspec.json.encode(cursor).decode()}}}'.encode())
+        try:
+            accepted = await self._commits.submit(write)
+        except ApiError:
+            exchange.db_ms += (time.perf_counter() - asked) * 1e3
+            raise
+        exchange.db_ms += accepted.db_ms
+        exchange.publish_ms += accepted.publish_ms
+        return accepted
 
     async def _read(self, exchange: Exchange[Any], run_id: uuid.UUID) -> str:
-        asked = time.perf_counter()
-        async with self._database.read() as connection:
-            run: str | None = (await connection.execute(ONE, {"run_id": run_id})).scalar()
-        exchange.db_ms += (time.perf_counter() - asked) * 1e3
+        with exchange.timed("db_ms"):
+            async with self._database.read() as connection:
+                run: str | None = (await connection.execute(ONE, {"run_id": run_id})).scalar()
         if run is None:
             raise NotFound("no such run")
         return run
@@ -265,10 +246,9 @@ class Runs:
             raise NotFound("no such workspace")
         quota, agent = self._quotas.known(workspace_id), self._agents.known(agent_id)
         if quota is None or agent is None:
-            asked = time.perf_counter()
-            quota = await self._quotas.of(workspace_id)
-            agent = agent or await self._agent_reads.submit(agent_id)
-            exchange.db_ms = (time.perf_counter() - asked) * 1e3
+            with exchange.timed("db_ms"):
+                quota = await self._quotas.of(workspace_id)
+                agent = agent or await self._agent_reads.submit(agent_id)
         if agent.workspace_id != workspace_id:
             raise NotFound("no such agent")
         return quota

@@ -1,4 +1,4 @@
-"""Which runs a caller may see. A run of another workspace is as absent as one that never was."""
+"""Which runs and workspaces a caller may see. A run of another workspace is as absent as one that never was."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from service.auth import Caller
 from service.db import Database
 from service.errors import NotFound
 from service.grouping import Grouping
+from service.quota.inforce import Quotas
 
 
 class RunFacts(NamedTuple):
@@ -22,6 +23,13 @@ class RunFacts(NamedTuple):
 
 
 READ = text("SELECT run_id, workspace_id, agent_id FROM runs WHERE run_id = ANY(:ids)")
+
+
+async def require_workspace(quotas: Quotas, caller: Caller, workspace_id: uuid.UUID) -> None:
+    """Raise NotFound unless the workspace exists and the caller may see it."""
+    if not caller.may_see(workspace_id):
+        raise NotFound("no such workspace")
+    await quotas.of(workspace_id)
 
 
 class Sight:

@@ -56,22 +56,24 @@ class Workspaces:
     async def create(self, exchange: Exchange[WorkspaceBody]) -> Answer[WorkspaceView]:
         """Make a workspace."""
         body = exchange.body
-        async with self._database.begin() as connection:
-            workspace_id = await create_workspace(connection, body.name, body.quota_class)
+        with exchange.timed("db_ms"):
+            async with self._database.begin() as connection:
+                workspace_id = await create_workspace(connection, body.name, body.quota_class)
         return answer_json({"workspace_id": workspace_id, "name": body.name, "quota_class": body.quota_class})
 
     async def patch(self, exchange: Exchange[WorkspacePatch]) -> Answer[WorkspaceView]:
         """Put a workspace under another quota class; in force everywhere within a second."""
         workspace_id = exchange.path_id("workspace_id", "workspace")
         quota_class = exchange.body.quota_class
-        async with self._database.begin() as connection:
-            changed = await connection.execute(
-                update(Workspace)
-                .where(Workspace.workspace_id == workspace_id)
-                .values(quota_class=quota_class)
-                .returning(Workspace.name)
-            )
-            row = changed.first()
+        with exchange.timed("db_ms"):
+            async with self._database.begin() as connection:
+                changed = await connection.execute(
+                    update(Workspace)
+                    .where(Workspace.workspace_id == workspace_id)
+                    .values(quota_class=quota_class)
+                    .returning(Workspace.name)
+                )
+                row = changed.first()
         if row is None:
             raise NotFound("no such workspace")
         return answer_json({"workspace_id": workspace_id, "name": row.name, "quota_class": quota_class})
@@ -80,23 +82,25 @@ class Workspaces:
         """Make an agent: a script, or a model behind a chat-completions endpoint."""
         workspace_id = exchange.path_id("workspace_id", "workspace")
         body = exchange.body
-        async with self._database.begin() as connection:
-            agent_id = await create_agent(
-                connection,
-                workspace_id,
-                body.name,
-                body.script,
-                model=body.model,
-                max_steps=body.max_steps,
-                max_tool_calls=body.max_tool_calls,
-                settings=self._settings,
-            )
+        with exchange.timed("db_ms"):
+            async with self._database.begin() as connection:
+                agent_id = await create_agent(
+                    connection,
+                    workspace_id,
+                    body.name,
+                    body.script,
+                    model=body.model,
+                    max_steps=body.max_steps,
+                    max_tool_calls=body.max_tool_calls,
+                    settings=self._settings,
+                )
         return answer_json({"agent_id": agent_id, "workspace_id": workspace_id, "name": body.name})
 
     async def create_token(self, exchange: Exchange[TokenBody]) -> Answer[TokenView]:
         """Make a token for the workspace; this answer is the only place where it stands in clear."""
         workspace_id = exchange.path_id("workspace_id", "workspace")
         body = exchange.body
-        async with self._database.begin() as connection:
-            issued = await issue_token(connection, workspace_id, body.role, body.expires_days)
+        with exchange.timed("db_ms"):
+            async with self._database.begin() as connection:
+                issued = await issue_token(connection, workspace_id, body.role, body.expires_days)
         return answer_json({"token": issued.token, "role": issued.role.name, "expires_at": issued.expires_at})

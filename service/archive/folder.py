@@ -6,8 +6,10 @@ folder. `at` is called with a name at each write point: a test stops there, or e
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -69,7 +71,7 @@ class Folder:
         """
         packed = pack(document)
         bundle = parse(unpack(packed))
-        target = self.place(run_id, path)
+        target = self._writable(run_id, path)
         try:
             for leftover in target.parent.glob(".*.tmp"):
                 leftover.unlink()
@@ -84,8 +86,8 @@ class Folder:
 
     def put(self, run_id: uuid.UUID, path: str, packed: bytes) -> None:
         """Put a bundle's bytes in their place unless they are there already; raises FolderFault and Damaged."""
-        target = self.place(run_id, path)
         self.prepare()
+        target = self._writable(run_id, path)
         try:
             if target.exists():
                 if target.read_bytes() != packed:
@@ -101,6 +103,15 @@ class Folder:
         if not is_path_of(path, run_id):
             raise Damaged(f"its path is not one of run {run_id}")
         return self.root / path
+
+    def _writable(self, run_id: uuid.UUID, path: str) -> Path:
+        """Return where a bundle's file shall be; raises Damaged where something else is in the way to it."""
+        target = self.place(run_id, path)
+        if _has_link(self.root, target):
+            raise Damaged("its folder is a symbolic link")
+        if target.parent.exists() and not target.parent.is_dir():
+            raise Damaged("its folder is no folder")
+        return target
 
     def verify(self, stored: Stored) -> Bundle:
         """Return a bundle whose file has the hash and whose contents are whole; raises Damaged and FolderFault."""
@@ -118,10 +129,10 @@ class Folder:
         target = self.place(stored.run_id, stored.path)
         if not self.root.is_dir():
             raise FolderFault(f"the archive folder {self.root} is not there")
-        if target.parent.is_symlink():
+        if _has_link(self.root, target):
             raise Damaged("its folder is a symbolic link")
         try:
-            file = os.fdopen(os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+            file = _open_regular(target)
         except FileNotFoundError:
             raise Damaged("its file is missing") from None
         except OSError as fault:
@@ -166,7 +177,7 @@ class Folder:
 def read_anywhere(file: Path) -> tuple[bytes, Bundle]:
     """Return the bytes of any file and the bundle in it, checked but for a recorded hash; raises Damaged."""
     try:
-        with file.open("rb") as opened:
+        with _open_regular(file, os.O_RDONLY) as opened:
             packed = opened.read(MOST_ZIP_BYTES + 1)
     except OSError as fault:
         raise Damaged(f"{file} cannot be read: {fault.strerror}") from None
@@ -176,6 +187,20 @@ def read_anywhere(file: Path) -> tuple[bytes, Bundle]:
         return packed, parse(unpack(packed))
     except Damaged as reason:
         raise Damaged(f"{file}: {reason}") from None
+
+
+def _has_link(root: Path, target: Path) -> bool:
+    """Tell whether one of the folders between the archive folder and a file is a symbolic link."""
+    return target.parent.is_symlink() or (root / "run_archives").is_symlink()
+
+
+def _open_regular(file: Path, flags: int = os.O_RDONLY | os.O_NOFOLLOW) -> BufferedReader:
+    """Open a regular file for reading; raises OSError for anything else, and never waits as a named pipe would."""
+    descriptor = os.open(file, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def _holds_all_of(bundle: Bundle, older: Bundle) -> bool:

@@ -22,6 +22,9 @@ from service.archive.folder import Folder, read_anywhere
 from service.db import Base, Database, cannot_be_stored
 from service.errors import IllegalState, NotFound
 
+_ALONE = text("SELECT pg_advisory_xact_lock(hashtextextended('plimsoll.rehydrate.' || CAST(:run_id AS text), 0))")
+"""Of several that restore one run at once, the others wait and then find it there: its row cannot be locked yet."""
+
 _STATE = text("""
     SELECT EXISTS (SELECT FROM runs WHERE run_id = :run_id) AS present,
            (SELECT max(last_seq) FROM run_archives WHERE run_id = :run_id) AS newest_seq,
@@ -87,6 +90,7 @@ async def _require_room(connection: AsyncConnection, bundle: Bundle, sha256: str
         "archive_id": bundle.header.archive_id,
         "parent_run_id": head.parent_run_id,
     }
+    await connection.execute(_ALONE, {"run_id": str(head.run_id)})
     state = (await connection.execute(_STATE, asked)).one()
     if state.present:
         raise IllegalState(f"run {head.run_id} is in the database: only a run that is not can be rehydrated")

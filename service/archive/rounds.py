@@ -19,7 +19,7 @@ from service.announce import Announcer
 from service.archive.checkpoint import BATCH, START, Cursor, Made, Unbundled, create_checkpoints
 from service.archive.folder import At, Folder, FolderFault, unwatched
 from service.archive.retention import NOTHING, Deleted, compact_events, parse_event_types, purge
-from service.db import Database, is_outage
+from service.db import PATIENT_STATEMENT_TIMEOUT_S, Database, is_outage
 from service.errors import ConfigurationError
 from service.events import EventType
 from service.settings import Settings
@@ -208,7 +208,7 @@ class Rounds:
 
     async def _run(self) -> None:
         """Run one round on a connection of its own, which no tick waits for."""
-        database = Database(self._settings.database_url, pool_size=1)
+        database = Database(self._settings.database_url, pool_size=1, statement_timeout_s=PATIENT_STATEMENT_TIMEOUT_S)
         try:
             self._round = Round(
                 database,

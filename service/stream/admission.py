@@ -24,9 +24,10 @@ MOST_SEQ = 2**31 - 1
 
 
 class Code(enum.IntEnum):
-    """Why the service closes a socket. 1009 and 1012 are sent by the server below."""
+    """Why the service closes a socket. 1009 is sent by the server below."""
 
     FAULT = 1011  # a bug of ours, which is logged
+    RESTART = 1012  # the process is told to stop
     TOO_SLOW = 1013  # the client does not take what it is sent
     BAD_REQUEST = 4400  # the address is wrong: a parameter that means nothing
     NO_TOKEN = 4401  # no token or ticket, or none that is in force (any more)
@@ -109,7 +110,7 @@ def path_id(websocket: WebSocket, name: str) -> uuid.UUID:
     try:
         return uuid.UUID(websocket.path_params[name])
     except ValueError:
-        raise NotFound("no such run or workspace") from None
+        raise NotFound(f"no such {name.removesuffix('_id')}") from None
 
 
 def since_seq(websocket: WebSocket) -> int:

@@ -29,6 +29,7 @@ class Outbox:
         self._bytes = 0
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
+        self._sent = asyncio.Event()  # all that was ever added was sent
 
     @property
     def full(self) -> bool:
@@ -39,6 +40,7 @@ class Outbox:
         """Add a frame; who must not wait asks first whether the outbox is full."""
         self._frames.append(frame)
         self._bytes += len(frame)
+        self._sent.clear()
         self._filled.set()
 
     async def put(self, frame: str) -> None:
@@ -53,6 +55,15 @@ class Outbox:
         while len(self._frames) > self._most_frames // 2 or self._bytes > self._most_bytes // 2:
             self._room.clear()
             await self._room.wait()
+
+    async def sent(self) -> None:
+        """Return when everything that was added has been sent."""
+        await self._sent.wait()
+
+    def note_sent(self) -> None:
+        """Note that what was taken last has been sent."""
+        if not self._frames:
+            self._sent.set()
 
     async def take(self) -> list[str]:
         """Return the next frames, at least one, at most `BATCH`."""

@@ -28,11 +28,15 @@ PARTING_S = 10.0
 SHUTDOWN_PARTING_S = 1.0
 """The same while the process ends, seconds."""
 
+SHUTDOWN_PATIENCE_S = 5.0
+"""How long the application may take to close a socket while the process ends (a command is being answered), seconds."""
+
 
 class SocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol, with an end to all waiting."""
 
     parting_s = PARTING_S  # tests are less patient
+    _ending = False
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Keep the kernel's share of what waits small."""
@@ -53,7 +57,21 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self._cut_after(0.0)
 
     def shutdown(self) -> None:
-        """Tell the client that the service restarts (1012), and part soon."""
+        """See that the socket closes soon. The application closes it with 1012 when it has answered what it was asked.
+
+        A handshake that is under way is ended first: the client is owed an answer, and 1012 says what to do.
+        """
+        if self._ending:
+            return
+        self._ending = True
+        self.parting_s = SHUTDOWN_PARTING_S
+        if self.close_sent:
+            self._cut_after(SHUTDOWN_PARTING_S)
+        else:
+            self.loop.call_later(SHUTDOWN_PATIENCE_S, self._end)
+
+    def _end(self) -> None:
+        """Close a socket that the application did not."""
         super().shutdown()
         self._cut_after(SHUTDOWN_PARTING_S)
 

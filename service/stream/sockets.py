@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from service.auth import Caller, Callers
 from service.db import is_outage
-from service.errors import ApiError, Invalid, Unauthenticated, Unavailable
+from service.errors import ApiError, Invalid, Malformed, Unauthenticated, Unavailable
 from service.quota.keeper import Keeper
 from service.quota.leases import Full, Lease
 from service.stream.admission import Admission, Code, Place, Refused, refusal_of, since_seq
@@ -65,6 +65,14 @@ class Sockets:
         self.history = history
         self.commands = commands
         self.timing = timing
+        self.leaving = False  # the process is about to end: nobody should stay
+        self._served: set[Socket] = set()
+
+    def let_go(self) -> None:
+        """Close every socket, once its command is answered: the process is about to end."""
+        self.leaving = True
+        for socket in list(self._served):
+            socket.leave()
 
     async def run(self, websocket: WebSocket) -> None:
         """Follow one run: /ws/runs/<id>/?since_seq=N."""
@@ -96,7 +104,11 @@ class Sockets:
             socket = Socket(self, websocket, caller, place)
             lease = Lease(uuid.uuid4().hex, place.workspace_id, caller.token_id)
             async with self.keeper.hold(lease, socket.lose_place):
-                end = await socket.serve()
+                self._served.add(socket)
+                try:
+                    end = await socket.serve()
+                finally:
+                    self._served.discard(socket)
         except Exception as fault:
             end = refusal_of(fault, absent)
             if end is None:
@@ -119,6 +131,7 @@ class Socket:
         self._place = place
         self._outbox = Outbox()
         self._end: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
+        self._answering = False
         self._tail: RunTail | WorkspaceTail
         overflow = Overflow(sockets.timing.lag_patience_s, self._evict)
         if place.run_id is None:
@@ -135,6 +148,8 @@ class Socket:
             tasks = [asyncio.create_task(each) for each in work]
             for task in tasks:
                 task.add_done_callback(self._note)
+            if self._sockets.leaving:
+                self.leave()
             try:
                 return await self._end
             finally:
@@ -145,6 +160,11 @@ class Socket:
     def lose_place(self, full: Full) -> None:
         """End: the socket's place lapsed while Redis was away, and others have filled the pool."""
         self._finish(Refused(Code.TOO_MANY, f"{full.limit}: the socket's place lapsed and all are taken; reconnect"))
+
+    def leave(self) -> None:
+        """End as soon as no command waits for its answer: the process is about to end."""
+        if not self._answering:
+            self._finish(Refused(Code.RESTART, "the service restarts; reconnect with since_seq"))
 
     def _evict(self) -> None:
         if not self._end.done():
@@ -169,9 +189,15 @@ class Socket:
         """Take commands until the client goes."""
         while True:
             message = await self._websocket.receive()
-            if message["type"] == "websocket.disconnect":
+            if message["type"] == "websocket.disconnect" or self._end.done():  # what is begun now has no time to end
                 return
+            self._answering = True
             await self._outbox.put(await self._answer(message.get("text")))
+            if self._sockets.leaving:
+                await self._outbox.sent()
+            self._answering = False
+            if self._sockets.leaving:
+                self.leave()
 
     async def _write(self) -> None:
         """Send what waits."""
@@ -181,6 +207,7 @@ class Socket:
                 async with asyncio.timeout(self._sockets.timing.send_patience_s):
                     for frame in frames:
                         await self._websocket.send_text(frame)
+                self._outbox.note_sent()
             except TimeoutError:
                 self._evict()
                 return
@@ -229,6 +256,8 @@ class Socket:
             raise
         except ApiError as refusal:
             return refused(request, refusal)
+        except RecursionError:  # it could just be read, and an answer that repeats it cannot be written
+            return refused(None, Malformed("the frame is nested too deeply"))
         except Exception as fault:
             if not is_outage(fault):
                 raise

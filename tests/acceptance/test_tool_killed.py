@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from service.db import Database
+from service.outside import INTERRUPTED
 from service.toolcalls import UNKNOWN_END, create_definition
 from tests.localserver import serving
 from tests.tenants import Tenant, open_tenant
@@ -124,14 +125,36 @@ async def test_a_worker_killed_while_tools_run_leaves_each_started_once(
     assert await tenant.faults() == []
 
 
-async def test_a_worker_told_to_stop_lets_a_tool_end(tenant: Tenant, sink: Sink, start_worker: StartWorker) -> None:
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
+async def test_a_worker_told_to_stop_lets_a_tool_end(
+    tenant: Tenant, sink: Sink, start_worker: StartWorker, signals: list[signal.Signals]
+) -> None:
     await ask_for_effects(tenant, sink, 1)
     worker = start_worker(PLIMSOLL_HTTP_GET_ALLOW=urlsplit(sink.url).netloc)
     await until_asked(sink, 1)
 
-    worker.send_signal(signal.SIGTERM)
+    for number in signals:
+        worker.send_signal(number)
     sink.answering.set()
 
     assert await asyncio.to_thread(worker.wait) == 0
     (call,) = await tenant.rows("SELECT status, result->>'body' AS body FROM tool_calls")
     assert call == {"status": "COMPLETED", "body": "done"}
+
+
+async def test_a_worker_interrupted_again_leaves_its_tool_and_says_so(
+    tenant: Tenant, sink: Sink, start_worker: StartWorker
+) -> None:
+    await ask_for_effects(tenant, sink, 1)
+    worker = start_worker(PLIMSOLL_HTTP_GET_ALLOW=urlsplit(sink.url).netloc)
+    await until_asked(sink, 1)
+
+    for _ in itertools.count():
+        if worker.poll() is not None:
+            break
+        worker.send_signal(signal.SIGINT)
+        await asyncio.sleep(0.1)
+
+    assert worker.returncode == 0
+    (call,) = await tenant.rows("SELECT status, error FROM tool_calls")
+    assert call == {"status": "FAILED", "error": INTERRUPTED}

@@ -65,10 +65,10 @@ class Up:
         except OSError:
             return 0
 
-    def stop(self) -> tuple[int, float]:
-        """Send SIGTERM; returns the exit code and the seconds it took."""
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, float]:
+        """Ask it to stop; returns the exit code and the seconds it took."""
         asked = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(number)
         code = self.process.wait(30)
         return code, time.monotonic() - asked
 
@@ -143,6 +143,15 @@ def test_it_comes_up_ready_and_a_stop_leaves_nothing_but_the_data(up: Callable[.
     assert (second.folder / "token").read_text() == second.token + "\n"
     assert (second.folder / "token").stat().st_mode & 0o777 == 0o600
     assert second.stop()[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupt_or_a_lost_terminal_stops_it_like_sigterm(up: Callable[..., Up], number: signal.Signals) -> None:
+    running = up("--processes", "2", "--workers", "2")
+    pids = running.told().pids
+    assert running.stop(number)[0] == 0, running.words()
+    assert not any(runs(pid) for pid in pids.values())
+    assert running_stack(running.folder) is None
 
 
 def test_each_part_that_is_killed_comes_back(up: Callable[..., Up]) -> None:

@@ -20,6 +20,7 @@ from structlog.typing import EventDict
 
 from service.agents import ATTEMPTS, Models, PastStep, conversation, next_tool_call
 from service.errors import Invalid
+from service.joins import JoinPolicy
 from service.outside import Outside
 from service.settings import Settings
 from service.tallies import Tallies
@@ -166,6 +167,24 @@ async def test_nobody_waits_for_ever_because_an_endpoint_asks_for_it(endpoint: E
             "the model's endpoint answered 429 and asks to wait 3600 s (1 of 4 attempts)"
         )
     assert pauses == []
+
+
+async def test_a_year_that_nobody_can_count_to_asks_for_nothing(endpoint: Endpoint) -> None:
+    date = f"Mon, 01 Jan {'9' * 30} 00:00:00 GMT"
+    endpoint.answers = [Response(status_code=429, headers={"retry-after": date}) for _ in range(ATTEMPTS)]
+    pauses = Pauses()
+    async with asking(endpoint.settings(), pauses) as models:
+        assert await models.ask(SPEC, MESSAGES, {}) == GaveUp("the model's endpoint answered 429 (4 of 4 attempts)")
+    assert pauses == [0.5, 1.0, 2.0]
+
+
+async def test_an_answer_in_another_encoding_than_it_names_is_not_asked_for_again(endpoint: Endpoint) -> None:
+    endpoint.answers = [Response(b"no gzip at all", headers={"content-encoding": "gzip"})]
+    async with asking(endpoint.settings()) as models:
+        assert await models.ask(SPEC, MESSAGES, {}) == GaveUp(
+            "the model's endpoint answered what does not have the encoding that it names"
+        )
+    assert len(endpoint.asked) == 1
 
 
 async def test_a_slow_endpoint_is_asked_again(endpoint: Endpoint) -> None:
@@ -404,6 +423,37 @@ async def test_a_model_that_thinks_holds_up_nobody_and_nobody_else_asks_it(tenan
 
     assert (first["epoch"], later["epoch"], len(endpoint.asked)) == (1, 1, 1)
     assert await tenant.faults() == []
+
+
+async def test_a_model_that_thinks_does_not_hold_up_the_deadline_of_a_group(tenant: Tenant, endpoint: Endpoint) -> None:
+    endpoint.hold, endpoint.answers = asyncio.Event(), [completion("for nobody"), completion("at last")]
+    outside = Outside(tenant.database, 0.2, endpoint.settings())
+    ticker = Ticker(tenant.database, tenant.announcer, Agents(), Tallies(), 0.2, outside)
+    worker = Worker(tenant.database, ticker, sweep_interval_s=0.05)
+    hung = await tenant.agent({"kind": "MODEL_CALL", "latency_ms": 3_600_000})
+    thinking = await tenant.run(await model_agent(tenant, endpoint))
+    working = asyncio.create_task(worker.work())
+    await until_asked(endpoint, 1)
+    await tenant.spawn(thinking, hung, "g", join_policy=JoinPolicy.TIMEOUT, timeout_seconds=0.3)
+
+    await until_asked(endpoint, 2)  # once more, after the turn that decided about the group
+    groups = await tenant.rows("SELECT state FROM subrun_groups WHERE run_id = :run_id", run_id=thinking)
+    endpoint.hold.set()
+    await until(tenant, [thinking], "COMPLETED")
+    worker.stop()
+    await working
+    await outside.close()
+
+    assert groups == [{"state": "JOINED"}]
+    assert await tenant.faults() == []
+
+
+async def until_asked(endpoint: Endpoint, times: int) -> None:
+    """Return when the endpoint was asked so often; the test's own timeout bounds it."""
+    for _ in itertools.count():
+        if len(endpoint.asked) >= times:
+            return
+        await asyncio.sleep(0)
 
 
 async def test_a_cancelled_run_stops_waiting_for_its_model(tenant: Tenant, endpoint: Endpoint) -> None:

@@ -35,6 +35,15 @@ def test_what_the_list_names_is_allowed(url: str) -> None:
         "http://127.0.0.1/",  # the entry names a port
         "http://2130706433:8000/",  # the same address under another name
         "http://localhost:8000/",
+        "http://0x7f000001:8000/",
+        "http://127.1:8000/",
+        "http://0.0.0.0:8000/",
+        "http://[::ffff:127.0.0.1]:8000/",
+        "http://127.0.0.1.:8000/",
+        "http://example.org:0/",  # no default port
+        "http://evil.net\\@example.org/",
+        "http://example.org%2eevil.net/",
+        "http://\uff45xample.org/",  # a wide letter
         "http://models.example:8443/v1",  # the entry names a scheme
         "ftp://example.org/",
         "file:///etc/passwd",

@@ -11,6 +11,8 @@ from sqlalchemy import text
 
 from service.db import Database, is_outage
 from service.direct import Direct
+from service.embedded import Stack
+from tests.campaigns.faultproxy import Fault, FaultProxy, behind, socket_of
 
 CUT = text("""
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -70,3 +72,20 @@ async def test_a_statement_that_is_wrong_is_no_outage(direct: Direct) -> None:
     with pytest.raises(asyncpg.PostgresError) as caught:
         await direct.fetch("SELECT 1 / 0")
     assert not is_outage(caught.value)
+
+
+async def test_after_one_dead_connection_the_others_cost_nobody_a_wait(stack: Stack, database_url: str) -> None:
+    async with FaultProxy(socket_of(stack)) as proxy:
+        database = Database(behind(proxy, database_url), statement_timeout_s=0.2)
+        direct = Direct(database, 2)
+        await asyncio.gather(*(direct.fetch("SELECT pg_sleep(0.05)") for _ in range(2)))
+        proxy.switch(Fault.BLACKHOLE, new=False)
+
+        with pytest.raises(TimeoutError) as caught:
+            await direct.fetch("SELECT 1")
+        assert is_outage(caught.value)
+
+        answers = await asyncio.gather(*(direct.fetch("SELECT $1::int AS n", n) for n in range(4)))
+        assert [rows[0]["n"] for rows in answers] == [0, 1, 2, 3]
+        await direct.close()
+        await database.close()

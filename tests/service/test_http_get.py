@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from service.http_get import MAX_BODY_BYTES, GetRefused, get
+from service.http_get import MAX_BODY_BYTES, GetRefused, _text, get
 from tests.localserver import serving
 
 
@@ -30,6 +30,18 @@ async def large(request: Request) -> Response:
 
 async def strange(request: Request) -> Response:
     return Response(b"\xff\x00", media_type="text/plain; charset=martian")
+
+
+@pytest.mark.parametrize(
+    "charset", ["undefined", "idna", "punycode", "unicode_escape", "hex", "utf\0-8", "martian", ""]
+)
+def test_a_character_set_that_no_page_has_is_taken_for_utf_8(charset: str) -> None:
+    assert _text(b"a-\\x\xff\xc3\xa4", charset) == "a-\\x\ufffd\xe4"
+
+
+@pytest.mark.parametrize("charset", ["latin-1", "ISO-8859-15", "windows-1252", "cp1250"])
+def test_a_character_set_that_pages_have_is_used(charset: str) -> None:
+    assert _text(b"\xe4", charset) == "\xe4"
 
 
 @pytest.fixture

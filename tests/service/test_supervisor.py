@@ -22,6 +22,9 @@ CHECKOUT = Path(__file__).parents[2]
 IDLE = "import signal; signal.pause()"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
 
+READY = "import os, signal; from service.readiness import tell_ready; tell_ready(); signal.pause()"
+DIES_ANEW = "import os, signal; 'PLIMSOLL_READY_FD' in os.environ and exit(3); signal.pause()"
+
 SUPERVISE = """
 import json, os, sys
 from service.supervisor import Child, Signals, Supervisor
@@ -29,7 +32,7 @@ children = [
     Child(name=name, command=[sys.executable, "-c", code], environment=os.environ)
     for name, code in json.loads(sys.argv[1]).items()
 ]
-with Signals() as signals:
+with Signals(replacing=True) as signals:
     def tell(pids): os.write(1, json.dumps(dict(pids)).encode() + b"\\n")
     with Supervisor(children, signals, on_change=tell) as supervisor:
         supervisor.run()
@@ -109,16 +112,74 @@ def test_a_signal_drains_every_child_and_ends_with_0(
     assert all(gone(pid) for pid in running.pids.values())
 
 
-def test_a_second_signal_kills_a_child_that_does_not_drain(supervised: Callable[..., Supervised]) -> None:
+def test_a_second_sigint_kills_a_child_that_does_not_drain_and_a_second_sigterm_does_not(
+    supervised: Callable[..., Supervised],
+) -> None:
     running = supervised(one=DEAF)
-    assert running.process.stdout is not None
     assert running.process.stderr is not None
     assert running.process.stderr.readline() == "deaf\n"
-    running.process.send_signal(signal.SIGTERM)
-    assert not gone(running.pids["one"], patience_s=0.3)
-    running.process.send_signal(signal.SIGTERM)
+    for _ in range(3):  # as a service manager does that signals the whole group
+        running.process.send_signal(signal.SIGTERM)
+        assert not gone(running.pids["one"], patience_s=0.3)
+    running.process.send_signal(signal.SIGINT)
     assert running.process.wait(10) == 0
     assert gone(running.pids["one"])
+
+
+def test_sighup_replaces_every_child_by_one_that_works(supervised: Callable[..., Supervised]) -> None:
+    running = supervised(one=READY, two=READY)
+    running.process.send_signal(signal.SIGHUP)
+    first, second = running.next_pids(), running.next_pids()
+    assert (first["one"] != running.pids["one"], first["two"]) == (True, running.pids["two"])
+    assert (second["one"], second["two"] != running.pids["two"]) == (first["one"], True)
+    assert all(gone(pid) for pid in running.pids.values())
+    assert not any(gone(pid, patience_s=0.0) for pid in second.values())
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(10) == 0
+    assert all(gone(pid) for pid in second.values())
+
+
+def test_sighup_leaves_a_child_whose_replacement_does_not_come_up(supervised: Callable[..., Supervised]) -> None:
+    running = supervised(one=DIES_ANEW, two=IDLE)
+    running.process.send_signal(signal.SIGHUP)
+    assert running.process.stdout is not None
+    line = running.process.stdout.readline()
+    while "child_not_replaced" not in line:
+        assert line, "it ended"
+        line = running.process.stdout.readline()
+    assert [psutil.pid_exists(pid) for pid in running.pids.values()] == [True, True]
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(10) == 0
+
+
+def test_a_stop_in_the_middle_of_a_replacement_ends_old_and_new(supervised: Callable[..., Supervised]) -> None:
+    running = supervised(one=IDLE)  # its replacement never says that it works
+    running.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 20
+    while len(pids := {child.pid for child in psutil.Process(running.process.pid).children()}) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(10) == 0
+    assert all(gone(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(("replacing", "asks_for_a_stop"), [(False, 1), (True, 0)])
+def test_sighup_stops_what_does_not_replace(replacing: bool, asks_for_a_stop: int) -> None:
+    with Signals(replacing=replacing) as signals:
+        signals.interrupting = False
+        signal.raise_signal(signal.SIGHUP)
+        assert (signals.requests, signals.replacement_wanted) == (asks_for_a_stop, replacing)
+
+
+def test_under_nohup_a_hangup_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.requests == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_when_the_supervisor_is_killed_no_child_stays(supervised: Callable[..., Supervised]) -> None:
@@ -165,7 +226,7 @@ def test_a_command_that_does_not_exist_is_an_ending_like_any_other() -> None:
 
 
 def test_signal_handlers_are_put_back() -> None:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
     before = [signal.getsignal(number) for number in numbers]
     with Signals():
         assert signal.getsignal(signal.SIGTERM) != before[0]

@@ -14,6 +14,7 @@ from service.auth import Caller, Role
 from service.control import pause_run, resume_run
 from service.errors import IllegalState, Invalid
 from service.families import cancel_run
+from service.joins import JoinPolicy
 from service.ledger import Written
 from service.outside import Outside
 from service.quota.limits import DEFAULT
@@ -355,6 +356,29 @@ async def test_the_lease_of_a_running_tool_is_renewed(tenant: Tenant, ticker: Ti
         "FAILED",
         "interrupted: the worker was stopped while the tool was running",
     )
+
+
+async def test_a_running_tool_does_not_hold_up_the_deadline_of_a_group(tenant: Tenant, ticker: Ticker) -> None:
+    outside = Outside(tenant.database, lease_s=Settings.lease_s)
+    run_id = await tenant.run(await tenant.agent({"kind": "TOOL_CALL", "tool": "sleep", "arguments": {"seconds": 20}}))
+    await settle(ticker, await ticker.claim())
+    (claim,) = await ticker.claim()
+    running = asyncio.create_task(outside.run_tool(claim.run_id, claim.epoch))
+    await until_started(tenant, run_id)
+    hung = await tenant.agent({"kind": "MODEL_CALL", "latency_ms": 3_600_000})
+    await tenant.spawn(run_id, hung, "g", join_policy=JoinPolicy.TIMEOUT, timeout_seconds=0.1)
+
+    for _ in itertools.count():
+        await drain(ticker)
+        (group,) = await tenant.rows("SELECT state FROM subrun_groups WHERE run_id = :run_id", run_id=run_id)
+        if group["state"] == "JOINED":
+            break
+
+    assert (await call_of(tenant, run_id))["status"] == "RUNNING"
+    assert await tenant.status(run_id) == "RUNNING"
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await outside.close()
 
 
 async def test_a_call_over_the_cap_is_delayed_and_never_lost(

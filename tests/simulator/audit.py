@@ -1,7 +1,8 @@
 """What must hold after every write, checked by somebody who knows the promises and not the engine.
 
 The audit recounts: it never reads a counter that it could count itself, and it has a table of legal ways of its own.
-A broken promise raises `Breach` at the very write that breaks it; the world turns it into `Broken`.
+A broken promise raises `Breach` at the very write that breaks it; the world turns it into `Broken`. What concerns tool
+calls is in `calls`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from service.events import NewEvent
 from service.joins import Group
 from service.pen import NewStep, RunRow
-from service.workspaces import ScriptStep
+from service.workspaces import KnownAgent
+from tests.simulator.breach import require
+from tests.simulator.calls import CallAudit
 
 FINAL = ("COMPLETED", "FAILED", "CANCELED")
 
@@ -28,14 +31,6 @@ LEGAL = {
 TELLS = {"subrun_completed": "COMPLETED", "subrun_failed": "FAILED", "subrun_cancelled": "CANCELED"}
 
 
-class Broken(AssertionError):
-    """A promise of the engine does not hold."""
-
-
-class Breach(BaseException):
-    """The same, on its way out through the engine: no Exception, or that would take it for a fault of the database."""
-
-
 class History:
     """What the audit has seen of one run."""
 
@@ -45,6 +40,11 @@ class History:
         self.paused_from: str | None = None
         self.steps = 0
         self.script_position = 0
+        self.own_steps = 0  # those that are no spawn
+        self.last_kind = ""
+        self.said = 1  # messages of the conversation with a model: its input, its answers, what was observed
+        self.asked: list[str] = []  # tool calls of the model's last answer that were not made yet
+        self.waits_for_call = False  # between a TOOL_CALL and its OBSERVATION
         self.ready_at = created_at  # when the step before was written
         self.settled: set[uuid.UUID] = set()
 
@@ -52,11 +52,14 @@ class History:
 class Audit:
     """Follows every write."""
 
-    def __init__(self, runs: Mapping[uuid.UUID, RunRow], children: Mapping[uuid.UUID, Sequence[uuid.UUID]]) -> None:
+    def __init__(
+        self, runs: Mapping[uuid.UUID, RunRow], children: Mapping[uuid.UUID, Sequence[uuid.UUID]], calls: CallAudit
+    ) -> None:
         self._runs = runs
         self._children = children
         self._histories: dict[uuid.UUID, History] = {}
-        self.scripts: dict[uuid.UUID, Sequence[ScriptStep]] = {}
+        self.calls = calls
+        self.agents: Mapping[uuid.UUID, KnownAgent] = {}
         """What each agent does, by agent_id."""
 
     def accepted(self, run: RunRow) -> None:
@@ -83,8 +86,11 @@ class Audit:
             self._event(event)
         for old, new in groups:
             self._group(old, new, spawning)
-        for run in before:
-            self._row(self._runs[run.run_id])
+
+    def consistent(self, run: RunRow) -> None:
+        """Check a run that a transaction has changed, at its commit."""
+        self._row(run)
+        self.calls.consistent(run)
 
     def published(self, event: NewEvent) -> None:
         """Check that what is told to followers was committed."""
@@ -96,20 +102,50 @@ class Audit:
         require(step.step_index == history.steps, run, f"numbered a step {step.step_index} after {history.steps - 1}")
         if step.kind == "SUBRUN_SPAWN":
             return
-        script = self.scripts[run.agent_id]
-        history.script_position += 1
+        agent = self.agents[run.agent_id]
+        history.own_steps += 1
+        history.last_kind = step.kind
+        require(history.own_steps <= agent.max_steps, run, f"took more than {agent.max_steps} steps")
         require(history.status not in (*FINAL, "PAUSED"), run, f"executed a step while {history.status}")
+        if step.kind == "OBSERVATION" and "tool" in step.payload:
+            require(history.waits_for_call, run, "observed what it did not ask for")
+            history.waits_for_call = False
+            history.said += 1
+            history.ready_at = now
+            self.calls.observation(step)
+            return
+        require(not history.waits_for_call, run, "went on without the end of its tool call")
+        history.waits_for_call = step.kind == "TOOL_CALL" and "tool" in step.payload
+        if agent.model is None:
+            self._script_step(run, history, agent, step, now)
+        else:
+            self._model_step(run, history, step)
+
+    def _script_step(self, run: RunRow, history: History, agent: KnownAgent, step: NewStep, now: dt.datetime) -> None:
+        history.script_position += 1
         require(step.payload["script_position"] == history.script_position, run, "executed a step twice or out of turn")
-        planned = script[history.script_position - 1]
+        planned = agent.script[history.script_position - 1]
         require(step.kind == planned.kind, run, "executed another step than its script has")
+        require(step.payload.get("tool") == planned.tool, run, "called another tool than its script says")
         earliest = history.ready_at + dt.timedelta(milliseconds=planned.latency_ms)
         require(now >= earliest, run, "executed a step before its time")
         history.ready_at = now
+
+    def _model_step(self, run: RunRow, history: History, step: NewStep) -> None:
+        if step.kind == "MODEL_CALL":
+            require(step.payload["content"] == str(history.said), run, "wrote an answer to what was said before")
+            require(not history.asked, run, "asked its model before its tools were called")
+            history.said += 1
+            history.asked = [asked["id"] for asked in step.payload["tool_calls"]]
+        elif step.kind == "TOOL_CALL":
+            require(history.asked[:1] == [step.payload["model_call_id"]], run, "called a tool out of turn")
+            del history.asked[0]
 
     def _event(self, event: NewEvent) -> None:
         run, history = self._runs[event.run_id], self._histories[event.run_id]
         history.seq += 1
         require(event.seq == history.seq, run, f"numbered an event {event.seq} after {history.seq - 1}")
+        self.calls.event(event)
         if event.event_type == "state_changed":
             self._status(run, history, event.payload["from"], event.payload["to"])
         elif event.event_type in TELLS:
@@ -164,11 +200,12 @@ class Audit:
         require(not final or not live, run, "left its children alone")
         require(not (final or run.status == "PAUSED") or run.next_tick_at is None, run, "is due and may have no turn")
         require((run.status == "PAUSED") == (run.paused_from is not None), run, "does not know what it was paused from")
-        require(
-            final or run.status == "PAUSED" or run.next_tick_at is not None or bool(live), run, "has nobody to wake it"
-        )
+        awaited = run.next_tick_at is not None or bool(live) or self.calls.wakes(run)
+        require(final or run.status == "PAUSED" or awaited, run, "has nobody to wake it")
         if run.status == "COMPLETED":
-            require(run.script_position == len(self.scripts[run.agent_id]), run, "completed before its last step")
+            agent = self.agents[run.agent_id]
+            done = run.script_position == len(agent.script) if agent.model is None else history.last_kind == "MESSAGE"
+            require(done and not history.waits_for_call, run, "completed before its last step")
             require(run.spawned_subruns >= run.expected_subruns, run, "completed without what was announced")
             undecided = [group.group_id for group in run.groups.values() if group.state != "JOINED"]
             require(not undecided, run, f"completed without {undecided}")
@@ -176,9 +213,3 @@ class Audit:
 
     def _of(self, run: RunRow) -> list[RunRow]:
         return [self._runs[run_id] for run_id in self._children.get(run.run_id, ())]
-
-
-def require(holds: bool, run: RunRow, what: str) -> None:
-    """Raise Breach with the run unless a promise holds."""
-    if not holds:
-        raise Breach(f"run {run.run_id} {what}: {run}")

@@ -1,9 +1,9 @@
 """A database in memory that knows the engine's own statements, for the simulator.
 
-The engine runs unchanged: `Ticker`, `Ledger`, `families`, `control` and `Commits` hand their statements to a
-connection, and this one answers them as PostgreSQL would. Two things are simpler. A transaction runs in one piece,
-because the engine's locks make those that meet wait for each other; whoever runs it may be stopped before it and after
-its commit. And time is the simulator's. Every write is shown to the audit before the next statement.
+The engine runs unchanged: `Ticker`, `Ledger`, `families`, `control`, `approvals`, `Outside`, `Leases` and `Commits`
+give their statements to a connection, and it answers them as PostgreSQL would (`statements`). Two things are simpler. A
+transaction runs in one piece, because the engine's locks make those that meet wait for each other; whoever runs it may
+be stopped before it and after its commit. And time is the simulator's. Every write is shown to the audit.
 """
 
 from __future__ import annotations
@@ -11,57 +11,19 @@ from __future__ import annotations
 import datetime as dt
 import types
 import uuid
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator
 
-import msgspec
-
-from service import commits, families, ledger, tick
-from service.events import NewEvent
-from service.joins import Group
-from service.ledger import RUN_COLUMNS
 from service.pen import NewStep, RunRow
-from service.runs import FINAL
+from service.toolcalls import Call
 from tests.simulator.audit import Audit
-
-
-class _Locked(tuple[Any, ...]):
-    """A locked row: the columns of RUN_COLUMNS, and the instant."""
-
-    __slots__ = ()
-
-    @property
-    def run_id(self) -> uuid.UUID:
-        found: uuid.UUID = self[RUN_COLUMNS.index("run_id")]
-        return found
+from tests.simulator.calls import CallAudit
+from tests.simulator.statements import Connection
 
 
 @types.coroutine
 def switch() -> Generator[None, None, None]:
     """Let others run, or never be woken again."""
     yield
-
-
-class Result:
-    """What a statement answers."""
-
-    def __init__(self, rows: list[Any]) -> None:
-        self._rows = rows
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._rows)
-
-    def first(self) -> Any:
-        return self._rows[0] if self._rows else None
-
-    def scalar(self) -> Any:
-        return self._rows[0][0] if self._rows else None
-
-    scalar_one = scalar
-
-
-class PlannedFault(RuntimeError):
-    """A bug that the simulation put into one run: the database refuses its steps."""
 
 
 class MemoryDatabase:
@@ -71,8 +33,10 @@ class MemoryDatabase:
         self.now = now
         self.runs: dict[uuid.UUID, RunRow] = {}
         self.children: dict[uuid.UUID, list[uuid.UUID]] = {}
+        self.calls: dict[uuid.UUID, Call] = {}
+        self.steps: dict[uuid.UUID, list[NewStep]] = {}
         self.poisoned: set[uuid.UUID] = set()
-        self.audit = Audit(self.runs, self.children)
+        self.audit = Audit(self.runs, self.children, CallAudit(self.runs, self.calls))
         self._outage = outage
 
     def begin(self) -> Transaction:
@@ -93,153 +57,20 @@ class Transaction:
     def __init__(self, database: MemoryDatabase, outage: Callable[[], bool]) -> None:
         self._database = database
         self._outage = outage
+        self._connection: Connection | None = None
 
     async def __aenter__(self) -> Connection:
         await switch()
         if self._outage():
             raise ConnectionRefusedError("the database is away")
-        return Connection(self._database)
+        self._connection = Connection(self._database)
+        return self._connection
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            await switch()
-            if self._outage():
-                raise ConnectionResetError("the commit's answer was lost")
-
-
-class Connection:
-    """Answers the engine's statements at one instant."""
-
-    def __init__(self, database: MemoryDatabase) -> None:
-        self._database = database
-        self._runs = database.runs
-        self._now = database.now()
-        self._answers: dict[int, Callable[[Any], list[Any]]] = {
-            id(tick._CLAIM): self._claim,
-            id(tick._POSTPONE): self._postpone,
-            id(families._PARENT): self._parent,
-            id(ledger._LOCK): lambda asked: self._rows(sorted(asked["run_ids"])),
-            id(ledger._LOCK_LIVE_CHILDREN): self._lock_live_children,
-            id(ledger._OPEN_GROUPS): self._open_groups,
-            id(ledger._WRITE): self._write,
-            id(ledger._WRITE_WITH_GROUPS): self._write,
-            id(commits.LOCK_PARENTS): lambda asked: self._rows(asked["ids"]),
-            id(commits.READ_GROUPS): self._read_groups,
-            id(commits.WRITE_CREATES): self._accept,
-            id(commits.WRITE_CREATES_AND_SPAWNS): self._accept,
-        }
-
-    async def execute(self, statement: Any, parameters: Any) -> Result:
-        return Result(self._answers[id(statement)](parameters))
-
-    def _claim(self, asked: Any) -> list[Any]:
-        due = [run for run in self._runs.values() if run.next_tick_at is not None and run.next_tick_at <= self._now]
-        due.sort(key=lambda run: (run.next_tick_at, run.run_id))
-        claimed = []
-        for run in due[: asked["most"]]:
-            waited = (self._now - (run.next_tick_at or self._now)).total_seconds()
-            run.epoch += 1
-            run.next_tick_at = self._now + dt.timedelta(seconds=asked["lease_s"])
-            more = (run.status, run.script_position, run.tool_call_id)
-            claimed.append((run.run_id, run.parent_run_id, run.agent_id, run.epoch, waited, *more))
-        return claimed
-
-    def _postpone(self, asked: Any) -> list[Any]:
-        run = self._runs[asked["run_id"]]
-        if run.epoch != asked["epoch"] or run.status in FINAL:
-            return []
-        run.vain_attempts += 1
-        delay_s = min(asked["longest_s"], asked["lease_s"] * 2 ** min(run.vain_attempts, 20))
-        run.next_tick_at = self._now + dt.timedelta(seconds=delay_s)
-        return [(run.vain_attempts,)]
-
-    def _parent(self, asked: Any) -> list[Any]:
-        run = self._runs.get(asked["run_id"])
-        return [] if run is None else [run]
-
-    def _rows(self, run_ids: list[uuid.UUID]) -> list[Any]:
-        found = sorted((self._runs[run_id] for run_id in run_ids), key=lambda run: (run.depth, run.run_id))
-        return [_Locked((*(getattr(run, name) for name in RUN_COLUMNS), self._now)) for run in found]
-
-    def _lock_live_children(self, asked: Any) -> list[Any]:
-        below = [child for run_id in asked["run_ids"] for child in self._database.children.get(run_id, ())]
-        return self._rows([run_id for run_id in below if self._runs[run_id].status not in FINAL])
-
-    def _open_groups(self, asked: Any) -> list[Any]:
-        return [
-            msgspec.structs.astuple(group)
-            for run_id in asked["run_ids"]
-            for group in self._runs[run_id].groups.values()
-            if not (group.state == "JOINED" and group.pending == 0)
-        ]
-
-    def _read_groups(self, asked: Any) -> list[Any]:
-        found = []
-        for each in msgspec.json.decode(asked["asked"]):
-            group = self._runs[uuid.UUID(each["run_id"])].groups.get(each["group_id"])
-            if group is not None:
-                found.append(msgspec.structs.astuple(group))
-        return found
-
-    def _write(self, asked: Any) -> list[Any]:
-        """Apply a ledger: the columns that the statement writes, and no others."""
-        new_runs = msgspec.json.decode(asked["runs"], type=list[RunRow])
-        steps = msgspec.json.decode(asked["steps"], type=list[NewStep])
-        if any(step.run_id in self._database.poisoned for step in steps):
-            raise PlannedFault("this run's steps are refused")
-        before = [msgspec.structs.replace(self._runs[run.run_id]) for run in new_runs]
-        for run in new_runs:
-            stored = self._runs[run.run_id]
-            for name in ledger._WRITTEN:
-                setattr(stored, name, getattr(run, name))
-        changes = self._put_groups(asked.get("groups", "[]"), tuple(ledger._WRITTEN_OF_GROUPS))
-        events = msgspec.json.decode(asked["events"], type=list[NewEvent])
-        self._database.audit.changed(self._now, before, steps, events, changes)
-        return []
-
-    def _put_groups(self, encoded: str, columns: Sequence[str] = ()) -> list[tuple[Group | None, Group]]:
-        """Write groups, or only some columns of groups that exist; returns each as it was and as it is."""
-        changes = []
-        for new in msgspec.json.decode(encoded, type=list[Group]):
-            groups = self._runs[new.run_id].groups
-            old = groups.get(new.group_id)
-            if columns:
-                assert old is not None
-                new = msgspec.structs.replace(old, **{name: getattr(new, name) for name in columns})
-            changes.append((old, new))
-            groups[new.group_id] = new
-        return changes
-
-    def _accept(self, asked: Any) -> list[Any]:
-        """Apply a group commit."""
-        for run in msgspec.json.decode(asked["runs"]):
-            self._database.add(_accepted(run, self._now))
-        parents = msgspec.json.decode(asked.get("parents", "[]"))
-        before = [msgspec.structs.replace(self._runs[uuid.UUID(each["run_id"])]) for each in parents]
-        for each in parents:
-            stored = self._runs[uuid.UUID(each.pop("run_id"))]
-            due_at = each.pop("next_tick_at")
-            stored.next_tick_at = None if due_at is None else msgspec.convert(due_at, dt.datetime)
-            for name, value in each.items():
-                setattr(stored, name, value)
-        changes = self._put_groups(asked.get("groups", "[]"))
-        steps = msgspec.json.decode(asked.get("steps", "[]"), type=list[NewStep])
-        events = msgspec.json.decode(asked["events"], type=list[NewEvent])
-        self._database.audit.changed(self._now, before, steps, events, changes, spawning=True)
-        return [(self._now,)]
-
-
-def _accepted(run: dict[str, Any], now: dt.datetime) -> RunRow:
-    """Return a run as the statement that accepts it writes it: what is not given has the column's default."""
-    defaults = {
-        **dict.fromkeys(RUN_COLUMNS),
-        **dict.fromkeys(("spawned_subruns", "pending_subruns", "failed_subruns", "script_position"), 0),
-        **dict.fromkeys(("tool_calls", "step_count", "ticks", "epoch", "vain_attempts"), 0),
-        "status": "PENDING",
-        "last_seq": 1,
-        "next_tick_at": now,
-        "step_due_at": now,
-        "created_at": now,
-    }
-    given = {name: value for name, value in run.items() if name in RUN_COLUMNS}
-    return msgspec.convert({**defaults, **given}, RunRow)
+        if kind is not None or self._connection is None:
+            return
+        for run_id in self._connection.touched:
+            self._database.audit.consistent(self._database.runs[run_id])
+        await switch()
+        if self._outage():
+            raise ConnectionResetError("the commit's answer was lost")

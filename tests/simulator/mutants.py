@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from service import advance, changes, families, joins, tick
+from service import advance, agents, approvals, changes, families, joins, tick
 from service.ledger import Ledger
 from service.pen import Pen
+
+MOST_STEPS = 60_000
+"""Steps within which a mutant must be found; most are within some hundred."""
 
 
 class Mutant(NamedTuple):
@@ -135,6 +138,78 @@ MUTANTS = [
         families._cancel_descendants,
         "if descendant.group_id in group_ids if is_child else descendant.parent_run_id in ids:",
         "if is_child and descendant.group_id in group_ids:",
+    ),
+    Mutant(
+        "what was rejected is executed all the same",
+        approvals.decide_tool_call,
+        "status=ToolCallStatus.APPROVED if approve else ToolCallStatus.REJECTED",
+        "status=ToolCallStatus.APPROVED",
+    ),
+    Mutant(
+        "two people decide on one tool call",
+        approvals.decide_tool_call,
+        "or call.status != ToolCallStatus.PENDING",
+        "",
+    ),
+    Mutant(
+        "whoever sees a tool call may decide on it",
+        approvals.decide_tool_call,
+        "caller.require(DECIDERS[Risk(found.risk)])",
+        "pass",
+    ),
+    Mutant(
+        "an approval makes nobody go on",
+        approvals.decide_tool_call,
+        "pen.run.step_due_at = pen.clock",
+        "pen.run.step_due_at = None",
+    ),
+    Mutant(
+        "a dangerous tool needs no approval",
+        advance._request,
+        "status=ToolCallStatus.PENDING if definition.needs_approval",
+        "status=ToolCallStatus.PENDING if definition.needs_approval and definition.risk != 'DANGEROUS'",
+    ),
+    Mutant(
+        "a tool that runs is taken for dead",
+        advance._observe,
+        "call.lease_until > pen.now",
+        "call.lease_until < pen.now",
+    ),
+    Mutant(
+        "a tool whose worker died is waited for without end",
+        advance._observe,
+        "if call.lease_until is not None and call.lease_until > pen.now:",
+        "if call.lease_until is not None:",
+    ),
+    Mutant(
+        "the end of a tool call is told once more when it is observed",
+        advance._observe,
+        "if call.status != ToolCallStatus.REJECTED:",
+        "if True:",
+    ),
+    Mutant(
+        "a run that ends leaves its tool call open",
+        Pen.end,
+        "if self.run.tool_call is not None:",
+        "if self.run.tool_call is not None and final is not RunStatus.CANCELED:",
+    ),
+    Mutant(
+        "a run calls one tool more than it may",
+        advance._exceeds,
+        "run.tool_calls >= means.max_tool_calls",
+        "run.tool_calls > means.max_tool_calls",
+    ),
+    Mutant(
+        "tool calls of one batch are not counted together",
+        tick.settle_batch,
+        "room[run.workspace_id] -= sum(",
+        "room[run.workspace_id] -= 0 * sum(",
+    ),
+    Mutant(
+        "a model's first tool is called in place of its second",
+        agents.next_tool_call,
+        "call = asked[observed]",
+        "call = asked[0]",
     ),
 ]
 

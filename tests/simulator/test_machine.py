@@ -12,11 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from service.changes import GroupOptions
 from service.joins import FailurePolicy, JoinPolicy
-from tests.simulator.audit import Broken
+from tests.simulator.breach import Broken
 from tests.simulator.mutants import MUTANTS, mutated
-from tests.simulator.world import NONE, SCRIPTS, World
+from tests.simulator.outsiders import APPROVERS
+from tests.simulator.stage import NONE
+from tests.simulator.world import CHILDREN, World
 
-scripts = st.integers(0, len(SCRIPTS) - 1)
+scripts = st.sampled_from(CHILDREN)
 options = st.one_of(
     st.just(GroupOptions()),
     st.builds(
@@ -68,15 +70,22 @@ class Orchestra(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1))
     def worker_is_killed(self, number: int) -> None:
-        worker = self.world.workers[number]
-        if worker.task is not None:
-            worker.task.close()
-            worker.task = None
+        self.world.kill(self.world.workers[number])
 
     @rule(place=st.integers(0, 3))
     def caller_is_killed(self, place: int) -> None:
         if self.world.callers:
             self.world.callers.pop(place % len(self.world.callers)).close()
+
+    @rule(number=st.integers(0, 1))
+    def worker_is_out_of_patience(self, number: int) -> None:
+        self.world.interrupt(self.world.workers[number])
+
+    @rule(place=st.integers(0, 3), approver=st.integers(0, len(APPROVERS) - 1), approve=st.booleans())
+    def somebody_decides(self, place: int, approver: int, approve: bool) -> None:
+        calls = list(self.world.database.calls)
+        if calls:
+            self.world.decide(calls[-1 - place % len(calls)], approver, approve=approve)
 
     @rule(seconds=st.sampled_from([0.001, 0.25, 1.0, 2.5, 3600.0]))
     def time_passes(self, seconds: float) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.simulator.audit import Broken
-from tests.simulator.mutants import MUTANTS, Mutant, mutated
+from tests.simulator.breach import Broken
+from tests.simulator.mutants import MOST_STEPS, MUTANTS, Mutant, mutated
 from tests.simulator.world import simulate
-
-MOST_STEPS = 60_000
-"""Steps within which a mutant must be found; most are within some hundred."""
 
 
 @pytest.mark.usefixtures("silent")

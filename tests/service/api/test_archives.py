@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -107,12 +108,19 @@ async def test_a_large_bundle_arrives_whole(tenant: Any, database: Database, arc
     assert (await tenant.operator.get(f"/api/archives/{made.archive_id}/download/")).content == content
 
 
+def _pipe_instead_of(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
         (Path.unlink, "its file is missing"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"x"), "its file does not have the recorded hash"),
         (lambda file: file.write_bytes(b""), "its file has 0 bytes, not "),
+        (_pipe_instead_of, "its file cannot be opened: it is no regular file"),
+        (lambda file: (file.unlink(), file.mkdir()), "its file cannot be opened: it is no regular file"),
     ],
 )
 async def test_a_missing_or_harmed_bundle_is_gone_and_says_why(

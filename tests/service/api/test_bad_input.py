@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import Any
 
 import httpx
@@ -173,3 +174,33 @@ async def test_a_large_body_in_one_piece_is_no_large_head(tenant: Any) -> None:
     body = {"workspace_id": str(tenant.workspace_id), "agent_id": str(tenant.agent_id), "input_text": "x" * 900_000}
     for _ in range(2):
         assert (await tenant.operator.post("/api/runs/", json=body)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nbad name: x\r\n\r\n",
+        b"POST /api/runs/ HTTP/1.1\r\nhost: a\r\ncontent-length: many\r\n\r\n",
+    ],
+)
+async def test_bytes_that_are_no_http_are_refused_as_everything_else_is(url: str, sent: bytes) -> None:
+    where = httpx.URL(url)
+    reader, writer = await asyncio.open_connection(where.host, where.port)
+    writer.write(sent)
+    answer = await reader.read()  # until the service closes
+    writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    fields = dict(line.split(": ", 1) for line in head.decode().lower().split("\r\n")[1:])
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert (fields["content-type"], int(fields["content-length"])) == ("application/problem+json", len(body))
+    assert json.loads(body) == {
+        "type": "urn:plimsoll:problem:malformed",
+        "title": "Malformed request",
+        "status": 400,
+        "detail": "Invalid HTTP request received",
+        "instance": "",
+        "error": "Invalid HTTP request received",
+    }
+    assert (fields["connection"], "server-timing" in fields) == ("close", True)

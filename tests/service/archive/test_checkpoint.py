@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,3 +243,38 @@ async def test_runs_are_selected_by_an_index_in_the_order_of_their_ends(tenant: 
         assert "Index Scan using runs_ended_idx on runs r" in plan
         assert "Seq Scan" not in plan
         assert "Sort" not in plan
+
+
+@pytest.mark.parametrize("leads_out", [True, False], ids=["a link to elsewhere", "a file"])
+async def test_whatever_else_is_in_place_of_a_runs_folder_stops_that_run_only(
+    tenant: Tenant, folder: Folder, finish_runs: FinishRuns, tmp_path: Path, leads_out: bool
+) -> None:
+    tampered, other = await finish_runs(2)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    folder.prepare()
+    place = folder.root / "run_archives" / str(tampered)
+    if leads_out:
+        place.symlink_to(outside)
+    else:
+        place.write_text("in the way")
+    complaints: list[str] = []
+
+    tally = await Round(tenant.database, folder, Plan(0.0), complain=complaints.append).run()
+
+    assert (tally.archived, tally.faults, list(outside.iterdir())) == (1, 1, [])
+    assert complaints == [
+        f"run {tampered} cannot be archived: its folder is {'a symbolic link' if leads_out else 'no folder'}"
+    ]
+    assert [row["archived_seq"] > 0 for row in (await tenant.row(tampered), await tenant.row(other))] == [False, True]
+
+
+async def test_a_named_pipe_among_a_runs_bundles_holds_nobody_up(
+    tenant: Tenant, folder: Folder, finish_runs: FinishRuns
+) -> None:
+    (run_id,) = await finish_runs()
+    folder.prepare()
+    place = folder.root / "run_archives" / str(run_id)
+    place.mkdir()
+    os.mkfifo(place / "run_snapshot_20260101T000000.000000Z.json.zip")
+    assert len((await create_checkpoint(tenant.database, folder, run_id)).made) == 1

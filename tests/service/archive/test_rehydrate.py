@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import uuid
@@ -212,3 +213,28 @@ async def test_a_file_that_is_none_is_named(tenant: Tenant, folder: Folder, tmp_
     shutil.copy(__file__, tmp_path / "a.zip")
     with pytest.raises(Damaged, match=r"a\.zip: the zip cannot be read"):
         await rehydrate(tenant.database, folder, tmp_path / "a.zip")
+
+
+async def test_of_several_who_restore_a_run_at_once_one_does_and_the_others_are_told(
+    tenant: Tenant, folder: Folder, finish_runs: FinishRuns
+) -> None:
+    (run_id,) = await finish_runs()
+    (made,) = await archive(tenant, folder)
+    before = await every_row(tenant)
+    await archive(tenant, folder, purge_older_than_s=0.0)
+    file = folder.root / made.path
+
+    ends = await asyncio.gather(*(rehydrate(tenant.database, folder, file) for _ in range(4)), return_exceptions=True)
+
+    assert [end for end in ends if not isinstance(end, BaseException)] == [run_id]
+    assert {str(end) for end in ends if isinstance(end, BaseException)} == {
+        f"run {run_id} is in the database: only a run that is not can be rehydrated"
+    }
+    assert await every_row(tenant) == before
+
+
+async def test_archivers_at_once_bundle_each_run_once(tenant: Tenant, folder: Folder, finish_runs: FinishRuns) -> None:
+    run_ids = await finish_runs(12)
+    made = await asyncio.gather(*(archive(tenant, folder, purge_older_than_s=0.0) for _ in range(3)))
+    assert sorted(each.run_id for some in made for each in some) == sorted(run_ids)
+    assert (await every_row(tenant))["runs"] == []

@@ -202,3 +202,14 @@ async def test_a_command_is_there_as_soon_as_its_operation_is(database: Database
     assert seen == [(call_id, "fine", Role.OPERATOR)]
     viewer = operator._replace(role=Role.VIEWER)
     assert json.loads(await commands.perform(viewer, request, None))["code"] == "role-too-low"
+
+
+async def test_a_frame_of_any_depth_is_answered(tenant: Tenant, url: str) -> None:
+    run_id = await tenant.create()
+    async with open_socket(url, f"/ws/runs/{run_id}/", tenant.token) as socket:
+        for depth in range(900, 1010):
+            await socket.connection.send('{"type":"cmd","cmd":"ping","a":' + "[" * depth + "]" * depth + "}")
+            while (answer := str(await socket.connection.recv())).startswith('{"type":"push"'):
+                pass
+            # The test's own reader has a limit too: what is nested is not read.
+            assert answer.startswith(('{"type":"ping_ack"', '{"type":"error","event":"error","cmd":null')), depth
