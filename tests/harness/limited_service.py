@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 
 from tests.harness.fake_service import Asked, ModelService, http
 
@@ -28,6 +29,7 @@ class LimitedService(ModelService):
         self.unfinished: list[str] = []  # what the list of runs says until it is cancelled
         self.taken = 0
         self.bursts: list[int] = []  # how many requests of each were answered or refused
+        self.on_burst: Callable[[], None] = lambda: None
 
     async def __call__(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
         line = f"{asked.method} {asked.path}"
@@ -35,6 +37,7 @@ class LimitedService(ModelService):
             self.asked.append(asked)
             if self.taken or not self.bursts:
                 self.bursts.append(0)
+                self.on_burst()
             self.taken = 0
             writer.write(http(200, {"status": "ok"}))
         elif re.fullmatch(TARGETS[self.endpoint], line) and self.bursts:

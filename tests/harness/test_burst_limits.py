@@ -1,6 +1,10 @@
 """The whole search as a shell sees it, against a service whose limit is known: it answers so many of each burst."""
 
 import json
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,6 +124,31 @@ def test_a_measurement_that_cannot_be_trusted_gives_no_limit(
     assert out == ""
     assert "the measurement is not valid" in err.splitlines()[-1]
     assert "the generator could not keep its schedule" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("limited", [("create", 1_000)], indirect=True)
+def test_a_search_that_is_interrupted_cancels_what_is_unfinished_and_keeps_its_rows(
+    limited: Running, data: Path, patient: Path
+) -> None:
+    under_way = threading.Event()
+    # Each trial leaves a run that never ends, so the first one waits for it until it is told to stop.
+    limited.model.unfinished = ["stray"]
+    limited.model.on_burst = under_way.set
+    given = words(limited, "--endpoint", "create", "--slo", str(patient))
+    with subprocess.Popen(  # noqa: S603 - our own command
+        [sys.executable, "-m", "harness", *given], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        under_way.wait()
+        process.send_signal(signal.SIGINT)
+        told = process.stderr.read().splitlines()
+    measured = read_sample_set(newest_sample_set(data / "samples"))
+    assert process.returncode == 130
+    assert told[-1] == (
+        f"python -m harness burst-limits: interrupted; what was recorded is in {measured.path}, and is not complete"
+    )
+    assert not measured.manifest.complete
+    assert limited.model.canceled == ["stray"]
 
 
 @pytest.mark.parametrize(
