@@ -131,6 +131,10 @@ redis-away: $(STAMP) ## Redis hangs and dies under load; writes docs/evidence/re
 streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs/evidence/streams.md (2 minutes)
 	@$(PY) -m tests.campaigns.streams
 
+.PHONY: calibrate
+calibrate: $(STAMP) ## How often the statistics are wrong; writes docs/evidence/*-calibration.md (2 minutes)
+	@$(PY) -m tests.calibration
+
 .PHONY: chaos
 chaos: $(STAMP) ## SIGKILLs and network faults under load, then an audit: make chaos RUNS=2000 KILLS=100 SEED=1 (15 minutes)
 	@exec $(PY) -m tests.campaigns.chaos --runs $(RUNS) --kills $(KILLS) --seed $(SEED)

@@ -24,14 +24,15 @@ import msgspec
 from harness.arrivals import RUNS_MAX
 from harness.bench import GROUPS
 from harness.errors import BadUsage, ExitCode, HarnessError
-from harness.folders import data_folder, keep_caches_here
+from harness.folders import data_folder, find_in_checkout, keep_caches_here
 from harness.generator import Plan
 from harness.importers.formats import EXPORTS, Format, Unit
 from harness.measurement import measure
 from harness.request import Request, check_request, require_judgeable
 from harness.sample import Endpoint, Mode
 from harness.sampleset import read_sample_set
-from harness.slofile import SLO_FILE
+from harness.search import BURST_MAX, ENDPOINTS, TRIALS_MAX, TRIALS_MIN
+from harness.slofile import SLO_FILE, read_slos
 from harness.summary import summarise
 from harness.target import Target, named_target, own_stack
 from harness.workspaces import SNAPSHOT_RATE_PER_S
@@ -92,6 +93,15 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_run(run)
+    limits = commands.add_parser(
+        "burst-limits",
+        help="find the highest burst that meets the SLO, and the first that does not",
+        description="Send bursts of requests, all intended at one instant, in calibration workspaces, and find for each"
+        " endpoint the highest burst that meets its latency SLO (p95, milliseconds) and the lowest that misses it, each"
+        " with a bounded error. Exit code 0: found from both sides, 3: not, 2: the measurement is not valid.",
+        allow_abbrev=False,
+    )
+    _add_burst_limits(limits)
     report = commands.add_parser(
         "report",
         help="judge sample sets and write the report",
@@ -166,6 +176,38 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the content of bench.json instead of the table")
 
 
+def _add_burst_limits(limits: argparse.ArgumentParser) -> None:
+    add = limits.add_argument
+    endpoints = [str(endpoint) for endpoint in ENDPOINTS]
+    add("--endpoint", choices=[*endpoints, "all"], default="all", help="where to send bursts (default: all)")
+    add("--slo", type=Path, metavar="FILE", help="the SLOs to meet; default: data/slo.yaml of the checkout")
+    add("--trials", type=_trials, default=20, metavar="N",
+        help=f"bursts at each level (default: 20, at least {TRIALS_MIN}); levels of few requests get more, a level"
+        " that is clear halfway gets no more")  # fmt: skip
+    add("--max-burst", type=_whole(1, BURST_MAX), default=1024, metavar="N",
+        help=f"largest burst to try, in requests (default: %(default)s, at most {BURST_MAX}: each has its own"
+        " connection)")  # fmt: skip
+    _add_target(limits)
+    add("--json", action="store_true", help="print one JSON object (milliseconds) instead of the tables")
+
+
+def _trials(text: str) -> int:
+    value = _whole(1, TRIALS_MAX)(text)
+    if value < TRIALS_MIN:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not usable: fewer than {TRIALS_MIN} bursts a level prove nothing, give at least {TRIALS_MIN}"
+        )
+    return value
+
+
+def _add_target(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--out", type=Path, metavar="DIR", help="folder in which the sample set is made (default: data/samples)")
+    # The defaults of these two come from the environment and are not shown: one of them is a secret.
+    add("--url", help="service to measure, http://host:port (or PLIMSOLL_URL; default: an embedded stack)")
+    add("--token", help="installation token of that service (or PLIMSOLL_TOKEN)")
+
+
 def _add_run(run: argparse.ArgumentParser) -> None:
     add = run.add_argument
     add("--mode", choices=CLOSED_MODES, required=True,
@@ -192,10 +234,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         ("--soak-interval", 0.0, "from the end of a soak's run to the start of the next"),
     ):
         add(flag, type=_seconds, default=seconds, metavar="S", help=f"seconds {meaning} (default: {seconds:g})")
-    add("--out", type=Path, metavar="DIR", help="folder in which the sample set is made (default: data/samples)")
-    # The defaults of these two come from the environment and are not shown: one of them is a secret.
-    add("--url", help="service to measure, http://host:port (or PLIMSOLL_URL; default: an embedded stack)")
-    add("--token", help="installation token of that service (or PLIMSOLL_TOKEN)")
+    _add_target(run)
     add("--gate", action="store_true", help="judge the samples at once and exit as `report` does")
     add("--json", action="store_true", help="print one JSON object (milliseconds) instead of the table")
 
@@ -236,6 +275,23 @@ def _run(arguments: argparse.Namespace) -> int:
         return ExitCode.PASSED
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         return _judge(check_request([measured.path]))
+
+
+def _burst_limits(arguments: argparse.Namespace) -> int:
+    from harness.burst_limits import BurstPlan, read_limits, requirements_of
+
+    slo_file = find_in_checkout(arguments.slo or SLO_FILE)
+    endpoints = ENDPOINTS if arguments.endpoint == "all" else (Endpoint(arguments.endpoint),)
+    plan = BurstPlan(requirements_of(read_slos(slo_file), endpoints, slo_file), arguments.trials, arguments.max_burst)
+    measured = measure(plan, _target(arguments), arguments.out or data_folder() / "samples")
+    if not measured.complete:
+        raise HarnessError(f"{measured.path} lacks rows of planned requests: the measurement is not valid")
+    limits = read_limits(measured.path, plan, slo_file)
+    if arguments.json:
+        _show(msgspec.json.encode(dataclasses.asdict(limits)).decode())
+    else:
+        _show(f"samples: {limits.samples}", *limits.lines())
+    return limits.exit_code
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -337,7 +393,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code."""
     arguments = _parser().parse_args(words)
     try:
-        return {"run": _run, "report": _report, "import": _import, "bench": _bench}[arguments.command](arguments)
+        work = {"run": _run, "burst-limits": _burst_limits, "import": _import, "report": _report, "bench": _bench}
+        return work[arguments.command](arguments)
     except HarnessError as fault:
         _complain(f"python -m harness {arguments.command}: {fault}")
         return fault.exit_code

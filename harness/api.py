@@ -18,6 +18,7 @@ from harness.sample import Outcome
 
 FINAL_STATUSES = frozenset({"COMPLETED", "FAILED", "CANCELED"})
 CHANNEL = "harness"  # shows in the service where a run came from
+RUNS_PAGE = 100
 TOKEN_EXPIRES_DAYS = 1  # the tokens of a measurement are of no use the day after
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
@@ -74,6 +75,12 @@ class Snapshot(msgspec.Struct):
     def step_count(self) -> int:
         """The run's own counter where it has one: a page of steps need not be all of them."""
         return self.run.step_count if self.run.step_count is not None else len(self.steps)
+
+
+class RunsAnswer(msgspec.Struct):
+    """What `GET /api/runs/` answers; of a page only its runs are of interest here."""
+
+    runs: list[RunView]
 
 
 class _WorkspaceAnswer(msgspec.Struct):
@@ -139,6 +146,15 @@ class Workspace:
     def snapshot_wire(self, run_id: str, since_seq: int) -> bytes:
         """Bytes that ask for the run and what happened after event `since_seq`."""
         return self.client.wire("GET", f"/api/runs/{run_id}/snapshot/?since_seq={since_seq}", self.token)
+
+    def runs_wire(self, status: str) -> bytes:
+        """Bytes that ask for this workspace's newest runs in one status."""
+        path = f"/api/runs/?workspace_id={self.workspace_id}&status={status}&limit={RUNS_PAGE}"
+        return self.client.wire("GET", path, self.token)
+
+    def alive_wire(self) -> bytes:
+        """Bytes of a request that costs the service next to nothing: what a connection is tried with."""
+        return self.client.wire("GET", "/livez")
 
     def cancel_wire(self, run_id: str) -> bytes:
         """Bytes that cancel the run."""

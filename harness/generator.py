@@ -1,8 +1,6 @@
-"""Carries a plan out: starts runs when they are due, records beside them, and watches itself.
+"""Carries a plan out: starts runs when they are due. When it is interrupted, what it left unfinished is cancelled.
 
-Four things share one event loop: the runs, the flush of what they recorded, the look at the machine, and a heartbeat
-whose lateness says how far the loop's own stamps can be trusted. The garbage collector is kept quiet meanwhile: its
-pauses would be measured as the service's. When the load is interrupted, what it left unfinished is cancelled.
+What goes on beside the runs, recording and watching, is in `beside`; what one run does, in `scenario`.
 """
 
 from __future__ import annotations
@@ -10,25 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from harness.api import Api
 from harness.arrivals import closed_loop
+from harness.beside import Beside, end
 from harness.client import REQUEST_TIMEOUT_S, Client
-from harness.errors import HarnessError
 from harness.progress import Tally
-from harness.recorder import FLUSH_INTERVAL_S, Recorder
+from harness.recorder import Recorder
 from harness.resources import Resources
 from harness.sample import Mode, RunRecord
 from harness.samplebuffer import NAN
-from harness.scenario import AgentRun, Habits, Place
+from harness.scenario import SCENARIO, AgentRun, Habits, Place
 from harness.workspaces import Workspaces, prepared_count
 
-LOOK_INTERVAL_S = 1.0
-HEARTBEAT_S = 0.01  # a twentieth of the tightest latency target (200 ms): a stall that matters cannot hide between two
 CLEAN_UP_S = 5.0  # what cancelling may take after an interruption
 
 
@@ -44,46 +39,32 @@ class Plan:
     poll_timeout_s: float
     soak_interval_s: float  # from the last finish to the next start
 
+    @property
+    def scenario(self) -> str:
+        """Return the name of what each run does."""
+        return SCENARIO
+
+    @property
+    def connections(self) -> int:
+        """Return how many connections may be open at once."""
+        return min(self.runs, self.burst_size)
+
+    @property
+    def connections_flag(self) -> str:
+        """Return the flag that makes them fewer."""
+        return "--burst-size"
+
+    def load(
+        self, client: Client, api: Api, recorder: Recorder, resources: Resources, check: Callable[[], None]
+    ) -> Generator:
+        """Return what carries this plan out."""
+        return Generator(self, client, api, recorder, resources, check)
+
     def parameters(self) -> dict[str, Any]:
         """Return the plan as the manifest keeps it."""
         plain = dataclasses.asdict(self)
         del plain["mode"]
         return plain | {"request_timeout_s": REQUEST_TIMEOUT_S}
-
-
-class LoopLag:
-    """How late the event loop wakes: a heartbeat on a fixed grid, the worst of the time since it was last taken."""
-
-    def __init__(self) -> None:
-        self._worst_s: float | None = None
-
-    async def watch(self) -> None:
-        """Beat until cancelled."""
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            due = max(due + HEARTBEAT_S, loop.time())
-            await asyncio.sleep(due - loop.time())
-            self._worst_s = max(self._worst_s or 0.0, loop.time() - due)
-
-    def take_ms(self) -> float | None:
-        """Return the worst lateness since the last call, in milliseconds; None when it did not beat since."""
-        worst_s, self._worst_s = self._worst_s, None
-        return None if worst_s is None else worst_s * 1e3
-
-
-@contextlib.contextmanager
-def quiet_collector() -> Iterator[None]:
-    """Keep the garbage collector from walking what was there before, and from walking often."""
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 class Generator:
@@ -105,7 +86,6 @@ class Generator:
         self._recorder = recorder
         self._resources = resources
         self._check = check
-        self._lag = LoopLag()
         self._habits = Habits(plan.children, plan.poll_interval_s, plan.poll_timeout_s)
         self._loop_plan = closed_loop(plan.mode, plan.runs, plan.burst_size, plan.soak_interval_s)
         self._workspaces = Workspaces(api, f"harness-{recorder.path.name}", plan.children)
@@ -123,23 +103,10 @@ class Generator:
 
     async def carry_out(self) -> None:
         """Make the whole load. Raises HarnessError when recording or `check` fails; cancelled, it cleans up."""
-        with quiet_collector():
-            load = asyncio.create_task(self._load())
-            beside = [asyncio.create_task(work) for work in (self._flush(), self._look(), self._lag.watch())]
-            try:
-                await asyncio.wait([load, *beside], return_when=asyncio.FIRST_COMPLETED)
-                for task in beside:
-                    if task.done():  # these never end by themselves: it failed
-                        task.result()
-                await load
-            finally:
-                await _end([load])
-                await self._clean_up()
-                await _end(beside)
-                self.tally.requests = self._recorder.samples.rows
-            # A short load ends between two looks: what happened since the last one is told too.
-            self._recorder.add_resources(await self._resources.look(self._lag.take_ms()))
-            self._check()
+        await Beside(self._recorder, self._resources, self._check, self._tell).carry(self._load(), self._clean_up)
+
+    def _tell(self, rows: int) -> None:
+        self.tally.requests = rows
 
     async def _load(self) -> None:
         first = 1
@@ -172,7 +139,7 @@ class Generator:
         try:
             await asyncio.gather(*workers)
         finally:
-            await _end(workers)
+            await end(workers)
 
     async def _next_run(self, place: Place) -> AgentRun:
         workspace = await self._workspaces.borrow()
@@ -192,30 +159,6 @@ class Generator:
         if run.left_nothing:
             self._workspaces.give_back(run.workspace)
 
-    async def _flush(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_INTERVAL_S)
-            self.tally.requests = self._recorder.samples.rows
-            write = asyncio.create_task(asyncio.to_thread(self._recorder.write, self._recorder.collect()))
-            try:
-                # A write that has begun is waited for in any case: a thread cannot be called back.
-                try:
-                    await asyncio.shield(write)
-                finally:
-                    await write
-            except OSError as fault:
-                text = f"cannot go on writing {self._recorder.path} ({fault.strerror}); what was written is kept"
-                raise HarnessError(text) from None
-
-    async def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            self._check()
-            self._recorder.add_resources(await self._resources.look(self._lag.take_ms()))
-            due = max(due + LOOK_INTERVAL_S, loop.time())
-            await asyncio.sleep(due - loop.time())
-
     async def _clean_up(self) -> None:
         """Cancel what an interruption left unfinished, and keep what is known of it."""
         left = list(self._live)
@@ -226,10 +169,3 @@ class Generator:
                 await asyncio.gather(*(run.cancel_unfinished() for run in left))
         for run in left:
             self._end_run(run)
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    """Cancel the tasks and wait for their end; what they failed of is known already."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

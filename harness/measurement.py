@@ -10,18 +10,18 @@ import contextlib
 import dataclasses
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Protocol
 
 from harness.api import Api
 from harness.client import Client
 from harness.errors import BadUsage, ExitCode, HarnessError
-from harness.generator import Generator, Plan
-from harness.progress import shown
+from harness.progress import Told, shown
 from harness.recorder import Recorder, require_writable
 from harness.resources import Resources
-from harness.scenario import SCENARIO
+from harness.sample import Mode
 from harness.target import Target
 
 METRICS_TIMEOUT_S = 2.0  # a look at the machine is due every second; one may be lost, not more
@@ -38,6 +38,48 @@ class Interrupted(HarnessError):
         self.path = path
 
 
+class Load(Protocol):
+    """What makes the load of a plan."""
+
+    @property
+    def tally(self) -> Told:
+        """How far it is."""
+
+    async def prepare(self) -> None:
+        """Make what the load needs, before anything is measured."""
+
+    async def carry_out(self) -> None:
+        """Make the whole load."""
+
+
+class Wanted(Protocol):
+    """A plan that can be measured: `generator.Plan`, `burst_limits.BurstPlan`."""
+
+    @property
+    def mode(self) -> Mode:
+        """How the load is made."""
+
+    @property
+    def scenario(self) -> str:
+        """The name of what is done."""
+
+    @property
+    def connections(self) -> int:
+        """How many connections may be open at once."""
+
+    @property
+    def connections_flag(self) -> str:
+        """The flag that makes them fewer."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the plan as the manifest keeps it."""
+
+    def load(
+        self, client: Client, api: Api, recorder: Recorder, resources: Resources, check: Callable[[], None]
+    ) -> Load:
+        """Return what carries it out."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Measured:
     """Where the rows are."""
@@ -46,14 +88,14 @@ class Measured:
     complete: bool  # every planned request has its row
 
 
-def measure(plan: Plan, target: AbstractContextManager[Target], samples_root: Path) -> Measured:
+def measure(plan: Wanted, target: AbstractContextManager[Target], samples_root: Path) -> Measured:
     """Measure and return the sample set.
 
     Raises BadUsage for what the caller can mend, another HarnessError when the measurement could not be made, and
     Interrupted on Ctrl-C or SIGTERM, after the runs under way were cancelled.
     """
     require_writable(samples_root)
-    _allow_connections(min(plan.runs, plan.burst_size))
+    _allow_connections(plan)
     with _terminate_as_interrupt(), target as service:
         try:
             return asyncio.run(_measure(plan, service, samples_root))
@@ -63,31 +105,31 @@ def measure(plan: Plan, target: AbstractContextManager[Target], samples_root: Pa
             _interrupt_on_terminate()  # the loop took the signal for itself
 
 
-async def _measure(plan: Plan, target: Target, samples_root: Path) -> Measured:
+async def _measure(plan: Wanted, target: Target, samples_root: Path) -> Measured:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - asyncio.run made it
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     client, watcher = Client(target.url), Client(target.url, METRICS_TIMEOUT_S)
-    recorder = Recorder(samples_root, plan.mode, SCENARIO, plan.parameters() | {"target": target.name})
+    recorder = Recorder(samples_root, plan.mode, plan.scenario, plan.parameters() | {"target": target.name})
     resources = Resources(Api(watcher, target.token), target.pids)
-    generator = Generator(plan, client, Api(client, target.token), recorder, resources, target.check)
+    load = plan.load(client, Api(client, target.token), recorder, resources, target.check)
     try:
         try:
-            await generator.prepare()
+            await load.prepare()
         except BaseException:
             recorder.discard()
             raise
-        return await _record(generator, recorder)
+        return await _record(load, recorder)
     finally:
         await client.close()
         await watcher.close()
 
 
-async def _record(generator: Generator, recorder: Recorder) -> Measured:
+async def _record(load: Load, recorder: Recorder) -> Measured:
     """Carry the load out and close the set, complete or not."""
     try:
-        async with shown(generator.tally):
-            await generator.carry_out()
+        async with shown(load.tally):
+            await load.carry_out()
     except asyncio.CancelledError:
         recorder.finish(complete=False)
         raise Interrupted(recorder.path) from None
@@ -116,14 +158,15 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _allow_connections(count: int) -> None:
-    """Raise this process's limit of open files to what so many connections need, or refuse."""
-    needed = count + SPARE_DESCRIPTORS
+def _allow_connections(plan: Wanted) -> None:
+    """Raise this process's limit of open files to what the plan's connections need, or refuse."""
+    needed = plan.connections + SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise BadUsage(
-            f"--burst-size {count} needs {needed} open files and {hard} are allowed here: give a smaller one"
+            f"{plan.connections_flag} {plan.connections} needs {needed} open files and {hard} are allowed here:"
+            " give a smaller one"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

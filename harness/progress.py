@@ -10,13 +10,13 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 SHOW_INTERVAL_S = 0.25
-PLAIN_INTERVAL_S = 10.0  # a plain line at least so often, and at every tenth of the runs
+PLAIN_INTERVAL_S = 10.0  # a plain line at least so often, and at every milestone
 
 
 class Tally:
@@ -50,23 +50,47 @@ class Tally:
             f" {self.timed_out} timed out; {self.requests} requests"
         )
 
+    @property
+    def milestone(self) -> int:
+        """Return a number that changes when a plain line is worth it: at every tenth of the runs."""
+        return self.ended * 10 // self.runs
+
+
+class Told(Protocol):
+    """What can be shown: a `Tally`, or what a search keeps."""
+
+    @property
+    def runs(self) -> int:
+        """How many pieces of work there are."""
+
+    @property
+    def ended(self) -> int:
+        """How many of them are done."""
+
+    @property
+    def milestone(self) -> int:
+        """A number that changes when a plain line is worth it."""
+
+    def line(self) -> str:
+        """Tell it in one plain line."""
+
 
 class PlainLines:
     """Prints a line when one is worth it, where nobody watches it live."""
 
-    def __init__(self, tally: Tally, stream: TextIO, now_s: float) -> None:
+    def __init__(self, tally: Told, stream: TextIO, now_s: float) -> None:
         self._tally = tally
         self._stream = stream
-        self._tenth = 0
+        self._milestone = 0
         self._printed_at_s = now_s
         self._printed = ""
 
     def due(self, now_s: float) -> str | None:
         """Return the line to print at `now_s`, if one is due."""
-        tenth = self._tally.ended * 10 // self._tally.runs
-        if tenth == self._tenth and now_s - self._printed_at_s < PLAIN_INTERVAL_S:
+        milestone = self._tally.milestone
+        if milestone == self._milestone and now_s - self._printed_at_s < PLAIN_INTERVAL_S:
             return None
-        self._tenth, self._printed_at_s, self._printed = tenth, now_s, self._tally.line()
+        self._milestone, self._printed_at_s, self._printed = milestone, now_s, self._tally.line()
         return self._printed
 
     def show(self) -> None:
@@ -83,7 +107,7 @@ class PlainLines:
 class LiveLine:
     """A bar that is drawn anew, for a person at a terminal."""
 
-    def __init__(self, tally: Tally, stream: TextIO) -> None:
+    def __init__(self, tally: Told, stream: TextIO) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         self._tally = tally
         # Refreshed from the event loop only: rich's own thread would wake while a request is being stamped.
@@ -93,7 +117,8 @@ class LiveLine:
 
     def show(self) -> None:
         """Draw it."""
-        self._bar.update(self._task, completed=self._tally.ended, description=self._tally.line(), refresh=True)
+        tally = self._tally
+        self._bar.update(self._task, completed=tally.ended, total=tally.runs, description=tally.line(), refresh=True)
 
     def close(self) -> None:
         """Draw what was reached, and leave it there."""
@@ -102,7 +127,7 @@ class LiveLine:
 
 
 @contextlib.asynccontextmanager
-async def shown(tally: Tally, stream: TextIO | None = None) -> AsyncIterator[None]:
+async def shown(tally: Told, stream: TextIO | None = None) -> AsyncIterator[None]:
     """Show the tally on `stream` (stderr) while the block runs."""
     stream = stream or sys.stderr
     display = LiveLine(tally, stream) if stream.isatty() else PlainLines(tally, stream, time.monotonic())

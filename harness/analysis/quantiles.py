@@ -66,7 +66,7 @@ def estimate_quantile(latency: Floats, q: float, groups: Ints) -> QuantileEstima
     if refusal is not None:
         return QuantileEstimate(q, _finite(value), None, None, n, effective, refusal)
     alpha = (1.0 - CONFIDENCE) / 2.0
-    low, high = _binomial_bounds(q * effective, effective, alpha)
+    low, high = binomial_bounds(q * effective, effective, alpha)
     lower, upper = quantile(latency, low), quantile(latency, high)
     return QuantileEstimate(q, _finite(value), _finite(lower), _finite(upper), n, effective, None)
 
@@ -77,7 +77,7 @@ def share_bounds(is_slow: Bools, effective: float) -> tuple[float, float]:
     `is_slow` has shape (n_requests,); the observed share is kept and the size is the effective one.
     """
     n = len(is_slow)
-    return _binomial_bounds(float(is_slow.sum()) * effective / n, effective, 1.0 - CONFIDENCE)
+    return binomial_bounds(float(is_slow.sum()) * effective / n, effective, 1.0 - CONFIDENCE)
 
 
 def more_for_share(is_slow: Bools, effective: float, limit: float) -> int | None:
@@ -91,7 +91,7 @@ def more_for_share(is_slow: Bools, effective: float, limit: float) -> int | None
         return None
 
     def settled(count: int) -> bool:
-        low, high = _binomial_bounds(share * count * worth, count * worth, 1.0 - CONFIDENCE)
+        low, high = binomial_bounds(share * count * worth, count * worth, 1.0 - CONFIDENCE)
         return high <= limit if share < limit else low > limit
 
     return smallest(settled, n) - n
@@ -108,7 +108,7 @@ def smallest(holds: Callable[[int], bool], start: int) -> int:
     return high
 
 
-def _binomial_bounds(slow: float, size: float, alpha: float) -> tuple[float, float]:
+def binomial_bounds(slow: float, size: float, alpha: float) -> tuple[float, float]:
     """Return the Clopper-Pearson bounds of a share, each with error `alpha`; counts need not be whole."""
     low = float(stats.beta.ppf(alpha, slow, size - slow + 1.0)) if slow > 0.0 else 0.0
     high = float(stats.beta.ppf(1.0 - alpha, slow + 1.0, size - slow)) if slow < size else 1.0

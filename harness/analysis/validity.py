@@ -36,7 +36,8 @@ True). Open loop is strict, for lateness changes the load. In a closed loop it o
 from the intended moment; there it is judged when the numbers would speak of the generator more than of the service."""
 
 STALL_MS = 150.0
-"""In open loop, a second in which the generator's own loop woke so late lost its schedule."""
+"""In open loop, a second in which the generator's own loop woke so late lost its schedule. Not asked of burst-limits:
+its only schedule is the instant of each burst, whose lateness every row shows, and sending it is itself a stall."""
 
 LATENCY_TOLERANCE_MS = 0.001
 """What latency_ms may differ from done - intended by: floating point, no more."""
@@ -272,6 +273,6 @@ def _lateness(manifest: Manifest, samples: pd.DataFrame, resources: pd.DataFrame
         )
         yield Fault.GENERATOR_LATE, detail, late
     stalls = int((resources["generator_lag_ms"] > STALL_MS).fillna(value=False).sum())
-    if stalls and not closed and manifest.mode != Mode.IMPORT:
+    if stalls and not closed and manifest.mode not in {Mode.IMPORT, Mode.BURST_LIMITS}:
         detail = f"In {plural(stalls, 'seconds')} the generator's own loop woke more than {number(STALL_MS)} ms late."
         yield Fault.GENERATOR_LATE, detail, stalls

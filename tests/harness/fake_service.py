@@ -9,8 +9,9 @@ import json
 import re
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 TIMING = "auth;dur=0.5, quota;dur=1.5, db;dur=2.5, publish;dur=3.5, app;dur=9"
 
@@ -165,3 +166,32 @@ class ModelService:
         run = {"run_id": run_id, "status": status, "ticks": 2, "step_count": 2, "last_seq": 5, **times}
         children = [{"run_id": child, "status": status, **times} for child in self.children[run_id]]
         return http(200, {"run": run, "steps": [], "events_since_seq": [], "child_runs": children, "last_seq": 5})
+
+
+Model = TypeVar("Model", bound=ModelService)
+
+
+class RunningModel(Generic[Model]):
+    """A model of the service in a thread, because a command has an event loop of its own."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.url = ""
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._over = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+
+    async def _serve(self) -> None:
+        async with serving(self.model) as self.url:
+            self._ready.set()
+            await self._over.wait()
+
+    def start(self) -> None:
+        self._thread.start()
+        self._ready.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+        self._loop.close()

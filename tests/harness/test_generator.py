@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.api import Api
+from harness.beside import quiet_collector
 from harness.client import Client
 from harness.errors import HarnessError, ServiceUnreachable, StackFailed, TokenDeclined
-from harness.generator import Generator, Plan, quiet_collector
+from harness.generator import Generator, Plan
 from harness.recorder import Recorder
 from harness.resources import Resources
 from harness.sample import Mode

@@ -1,6 +1,5 @@
 """The commands as a shell sees them: exit code, one line for bad usage, results on stdout."""
 
-import asyncio
 import dataclasses
 import json
 import os
@@ -17,7 +16,7 @@ import pytest
 from harness.__main__ import main
 from harness.request import Request
 from harness.sampleset import newest_sample_set, read_sample_set
-from tests.harness.fake_service import ModelService, http, serving
+from tests.harness.fake_service import ModelService, RunningModel, http
 from tests.harness.synthetic import Plan, write_sample_set
 
 ROOT = Path(__file__).parents[2]
@@ -25,35 +24,9 @@ ROOT = Path(__file__).parents[2]
 SECONDS = "give seconds from 0 to 86400 (see --help)"
 
 
-class RunningModel:
-    """The model of the service in a thread, because a command has an event loop of its own."""
-
-    def __init__(self) -> None:
-        self.model = ModelService(polls_to_end=1)
-        self.url = ""
-        self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._over = asyncio.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
-
-    async def _serve(self) -> None:
-        async with serving(self.model) as self.url:
-            self._ready.set()
-            await self._over.wait()
-
-    def start(self) -> None:
-        self._thread.start()
-        self._ready.wait()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join()
-        self._loop.close()
-
-
 @pytest.fixture
-def running() -> Iterator[RunningModel]:
-    served = RunningModel()
+def running() -> Iterator[RunningModel[ModelService]]:
+    served = RunningModel(ModelService(polls_to_end=1))
     served.start()
     yield served
     served.stop()
@@ -117,7 +90,7 @@ def test_bad_usage_is_one_line_that_names_the_flag_and_exits_64(
 
 
 def test_an_unwritable_folder_is_bad_usage_before_any_load(
-    running: RunningModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    running: RunningModel[ModelService], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     out = tmp_path / "file" / "samples"
@@ -139,7 +112,7 @@ def test_help_needs_nothing_and_hides_secrets(
 
 
 def test_a_run_prints_where_its_samples_are_and_a_short_table(
-    running: RunningModel, data: Path, capsys: pytest.CaptureFixture[str]
+    running: RunningModel[ModelService], data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(*RUN, "--runs", "2", "--url", running.url, "--token", "hush") == 0
     path = newest_sample_set(data / "samples")
@@ -158,7 +131,7 @@ def test_a_run_prints_where_its_samples_are_and_a_short_table(
     assert read_sample_set(path).manifest.complete
 
 
-def test_no_file_of_a_sample_set_holds_a_token(running: RunningModel, data: Path) -> None:
+def test_no_file_of_a_sample_set_holds_a_token(running: RunningModel[ModelService], data: Path) -> None:
     assert exit_code(*RUN, "--url", running.url, "--token", "hush-installation") == 0
     for file in newest_sample_set(data / "samples").iterdir():
         content = file.read_bytes()
@@ -167,7 +140,7 @@ def test_no_file_of_a_sample_set_holds_a_token(running: RunningModel, data: Path
 
 
 def test_json_is_one_object_with_the_same_numbers(
-    running: RunningModel, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    running: RunningModel[ModelService], data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLIMSOLL_URL", running.url)
     monkeypatch.setenv("PLIMSOLL_TOKEN", "hush")
@@ -191,13 +164,15 @@ def test_json_is_one_object_with_the_same_numbers(
     }
 
 
-def test_a_poll_faster_than_the_quota_is_noted(running: RunningModel, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_poll_faster_than_the_quota_is_noted(
+    running: RunningModel[ModelService], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_code(*RUN, "--runs", "1", "--poll-interval", "0.01", "--url", running.url, "--token", "t") == 0
     assert "note: --poll-interval 0.01 is faster than the 18.49/s" in capsys.readouterr().err
 
 
 def test_a_failed_measurement_leaves_no_set_and_exits_by_whose_fault_it_is(
-    running: RunningModel, data: Path, capsys: pytest.CaptureFixture[str]
+    running: RunningModel[ModelService], data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     running.model.overrides["POST /api/workspaces/"] = http(401, {"error": "unknown token"})
     prefix = "python -m harness run: cannot make a workspace: "
@@ -222,7 +197,7 @@ def test_a_failed_measurement_leaves_no_set_and_exits_by_whose_fault_it_is(
     ],
 )
 def test_a_harness_that_is_ended_leaves_a_readable_set_that_is_not_complete(
-    running: RunningModel, data: Path, how: signal.Signals, code: int, error: str | None
+    running: RunningModel[ModelService], data: Path, how: signal.Signals, code: int, error: str | None
 ) -> None:
     polled = threading.Event()
     running.model.polls_to_end = 1_000_000
@@ -261,7 +236,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
 
 def test_a_gated_run_exits_as_the_report_of_its_own_samples(
-    running: RunningModel, data: Path, judged: list[Request], capsys: pytest.CaptureFixture[str]
+    running: RunningModel[ModelService], data: Path, judged: list[Request], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(*RUN, "--runs", "1", "--url", running.url, "--token", "t", "--gate", "--json") == 1
     assert [request.samples for request in judged] == [(newest_sample_set(data / "samples"),)]
@@ -271,7 +246,10 @@ def test_a_gated_run_exits_as_the_report_of_its_own_samples(
 
 
 def test_a_gate_whose_slos_cannot_be_read_makes_no_load(
-    running: RunningModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    running: RunningModel[ModelService],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "slo.yaml").write_text("kind: SLO\n")
