@@ -14,8 +14,8 @@ for i, key in ipairs(KEYS) do
   local bucket = redis.call('HMGET', key, 'level', 'at', 'rate')
   local level, at = tonumber(bucket[1]) or 0, tonumber(bucket[2]) or now
   local before = tonumber(bucket[3]) or rate
-  -- Between two requests under different rates, the bucket drains at the faster one: nobody knows here at which moment
-  -- the rate changed, and a client that kept to either must not be refused for it.
+  -- From the last token under one rate to the first request under another, the bucket drains at the faster of both:
+  -- nobody knows here at which moment the rate changed, and a client that kept to either must not be refused for it.
   -- A clock that stepped back drains nothing and fills nothing.
   level = math.max(0, level - math.max(0, now - at) * math.max(rate, before))
   -- Under a smaller burst a bucket is full at most: its debt of yesterday is not to be paid at today's rate.

@@ -60,20 +60,24 @@ class LocalBuckets:
         over = [bucket.level + TOKEN > rate.burst * TOKEN for bucket, (_, rate) in zip(drained, wanted, strict=True)]
         states = []
         for bucket, (limit, rate), refuses in zip(drained, wanted, over, strict=True):
-            level = bucket.level if any(over) else bucket.level + TOKEN
-            self._keep((workspace_id, limit), bucket._replace(level=level))
+            level = bucket.level
+            if not any(over):
+                level += TOKEN
+                self._keep((workspace_id, limit), bucket._replace(level=level))
             room = rate.burst * TOKEN - level
             states.append(State(max(0, room // TOKEN), -(min(0, room - TOKEN) // bucket.drain), int(refuses)))
         return states
 
     def _drained(self, key: tuple[uuid.UUID, Limit], rate: Rate, now_us: int) -> _Bucket:
-        """Return a bucket as it stands now; a rate that changed since drains at the faster one, as in gcra.lua."""
+        """Return a bucket as it stands now; another rate or a smaller burst is settled at once, as in gcra.lua."""
         drain = int(rate.per_s * 1000) * self._percent
         kept = self._buckets.get(key)
         if kept is None:
             return _Bucket(0, now_us, drain)
-        level = max(0, kept.level - (now_us - kept.at_us) * max(drain, kept.drain))
-        return _Bucket(min(level, rate.burst * TOKEN), now_us, drain)
+        left = max(0, kept.level - (now_us - kept.at_us) * max(drain, kept.drain))
+        bucket = _Bucket(min(left, rate.burst * TOKEN), now_us, drain)
+        self._keep(key, bucket if drain != kept.drain or bucket.level < left else kept)
+        return bucket
 
     def _keep(self, key: tuple[uuid.UUID, Limit], bucket: _Bucket) -> None:
         self._buckets[key] = bucket

@@ -15,11 +15,11 @@ US = Fraction(1, 1_000_000)
 
 @dataclass
 class ExactBucket:
-    """One bucket, and the rate under which it was last asked."""
+    """One bucket as it stood when a token was taken last, or its rate, its burst or the clock changed."""
 
-    spent: Fraction = Fraction(0)
-    at_us: int | None = None
-    per_s: Fraction = Fraction(0)
+    spent: Fraction
+    at_us: int
+    per_s: Fraction
 
 
 class ExactLimiter:
@@ -30,18 +30,20 @@ class ExactLimiter:
 
     def take(self, now_us: int, wanted: Sequence[tuple[str, Fraction, int]]) -> list[Fraction]:
         """Return for each (bucket, rate, burst) how many seconds it refuses; all zero: one token of each was taken."""
-        waits = []
+        waits, changed = [], {}
         for name, per_s, burst in wanted:
-            bucket = self._buckets.setdefault(name, ExactBucket())
-            if bucket.at_us is not None:
-                rest_s = max(0, now_us - bucket.at_us) * US
-                bucket.spent = max(Fraction(0), bucket.spent - rest_s * max(per_s, bucket.per_s))
-            bucket.spent = min(bucket.spent, Fraction(burst))
-            bucket.at_us, bucket.per_s = now_us, per_s
-            waits.append(max(Fraction(0), bucket.spent + 1 - burst) / per_s)
+            old = self._buckets.get(name, ExactBucket(Fraction(0), now_us, per_s))
+            rest_s = max(0, now_us - old.at_us) * US
+            left = max(Fraction(0), old.spent - rest_s * max(per_s, old.per_s))
+            spent = min(left, Fraction(burst))
+            waits.append(max(Fraction(0), spent + 1 - burst) / per_s)
+            changed[name] = ExactBucket(spent, now_us, per_s)
+            if per_s != old.per_s or now_us < old.at_us or spent < left:
+                self._buckets[name] = changed[name]
         if not any(waits):
-            for name, _, _ in wanted:
-                self._buckets[name].spent += 1
+            for name, bucket in changed.items():
+                bucket.spent += 1
+                self._buckets[name] = bucket
         return waits
 
 
