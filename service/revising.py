@@ -11,14 +11,14 @@ import getpass
 import os
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.administration import explained
+from service.administration import explained, in_one_transaction
 from service.announce import connect_redis
 from service.api.quotas import RevisionPage, RevisionView, revision_views
 from service.db import Database
@@ -30,8 +30,6 @@ from service.quota.limits import RATES, Limit
 from service.quota.tables import LARGEST_BYTES, ClassTable, RateValue, parse, tables_by_class, write
 from service.quota.usage import LimitUse, Usage, WorkspaceQuotas
 from service.settings import Settings
-
-Result = TypeVar("Result")
 
 
 class ActivationRefused(PlimsollError):
@@ -161,23 +159,6 @@ def explain(settings: Settings, workspace_id: uuid.UUID, *, as_json: bool) -> st
     lines = [["limit", "value", "used", "left", "a retry succeeds"], *(_use(each) for each in use.limits)]
     holders = "".join(_holders(each) for each in use.limits)
     return f"{head}\n{columns(lines)}\n{holders}"
-
-
-def in_one_transaction(settings: Settings, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
-    """Run `work` in a transaction of its own on a connection of its own."""
-
-    async def run() -> Result:
-        database = Database(settings.database_url, pool_size=1)
-        try:
-            async with database.begin() as connection:
-                return await work(connection)
-        finally:
-            await database.close()
-
-    try:
-        return asyncio.run(run())
-    except Exception as error:
-        raise explained(error) from error
 
 
 def _read(file: str) -> bytes:

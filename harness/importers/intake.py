@@ -34,8 +34,6 @@ from harness.recorder import PART_ROWS, Recorder, require_writable, unwritable
 from harness.sample import Endpoint, Mode, Outcome, Sample
 from harness.sampleset import Clock, Instant
 
-HASH_BYTES = 1 << 20
-
 IMPORTERS: dict[Format, Callable[[], Importer]] = {
     Format.K6_CSV: K6Csv,
     Format.K6_JSON: K6Json,
