@@ -29,7 +29,6 @@ log = structlog.get_logger()
 RING_EVERY_S = 0.005
 """Rings closer together than this are one ring: a worker that is awake drains everything due anyway."""
 
-
 MOST_RINGS = 64
 """Rings that may lie in the list. Each says the same, and without a worker nobody takes them out."""
 

@@ -1,6 +1,7 @@
 """Every environment variable a caller may set, read once. Commands build a `Settings`, and pass it on.
 
-One more is set by the service for its own children: PROMETHEUS_MULTIPROC_DIR, which prometheus-client reads by itself.
+Two more are set by the service for its own children: PROMETHEUS_MULTIPROC_DIR, which prometheus-client reads by itself,
+and PLIMSOLL_READY_FD, which `readiness` reads.
 """
 
 from __future__ import annotations

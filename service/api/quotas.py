@@ -24,6 +24,7 @@ from service.quota.tables import Provenance, Tables
 from service.quota.usage import Usage, WorkspaceQuotas
 
 MOST_REVISION = 2**31 - 1
+"""Largest number that the column can hold; a path or a query with a larger one would be an error of PostgreSQL."""
 
 
 class RevisionView(msgspec.Struct, frozen=True):

@@ -65,7 +65,7 @@ class Keeper:
         """
         self._held[lease] = _Held(await self._take(lease), lost)
         if self._task is None:
-            self._task = asyncio.create_task(self._renew_forever(), name="renew leases")
+            self._task = asyncio.create_task(self._renew_forever(), name="renew places")
         try:
             yield
         finally:

@@ -2,8 +2,8 @@
 
 Each label pair is a time series that lives as long as its process and its Prometheus. So a process names the first
 `MOST_NAMED` workspaces that it refuses something, and books all later ones as `other`: the sums stay right, and on an
-installation with more tenants in trouble than that, the access log says who. Naming the busiest instead would mean to
-take names away again, which counters shared by several processes cannot do.
+installation with more tenants in trouble than that, `quotas explain` says what each of them uses. Naming the busiest
+instead would mean to take names away again, which counters shared by several processes cannot do.
 """
 
 from __future__ import annotations

@@ -127,6 +127,7 @@ LOCK = text("SELECT pg_advisory_xact_lock(hashtext('plimsoll.quotas'))")
 CLOCK = text("SELECT clock_timestamp()")
 
 MOST_AUTHOR_CHARACTERS, MOST_REASON_CHARACTERS = 200, 2000
+"""Longest name and reason in the history: it is read as lines, and nothing is ever removed from it."""
 
 
 async def propose(connection: AsyncConnection, file: RevisionFile, by: str) -> int:
