@@ -10,7 +10,7 @@ import datetime as dt
 import gc
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -171,16 +171,13 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
-        yield
-        await commits.drain()
-        await gate.drain()
-        await keeper.close()
-        await tally.close()
-        await hub.close()
-        await following.close()
-        await client.aclose()
-        await views.close()
-        await database.close()
+        async with AsyncExitStack() as ends:  # each is reached, whatever the ones before raised; the last comes first
+            for end in (
+                database.close, views.close, client.aclose, following.close, hub.close, tally.close, keeper.close,
+                gate.drain, commits.drain,
+            ):  # fmt: skip
+                ends.push_async_callback(end)
+            yield
 
     app = Application(routes=[*table, *streams], lifespan=life)
     app.router.redirect_slashes = False
