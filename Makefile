@@ -119,6 +119,14 @@ $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json: $(STAMP)
 bench: $(STAMP) ## The service's paths, the harness and the analysis as ratios to their floors
 	@exec $(PY) -m harness bench
 
+.PHONY: bench-quota
+bench-quota: $(STAMP) ## Rates with real processes, to the token; writes docs/evidence/quota-rates.md (4 minutes)
+	@$(PY) -m tests.campaigns.quota_rates
+
+.PHONY: redis-away
+redis-away: $(STAMP) ## Redis hangs and dies under load; writes docs/evidence/redis-away.md (3 minutes)
+	@$(PY) -m tests.campaigns.redis_away
+
 .PHONY: streams
 streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs/evidence/streams.md (2 minutes)
 	@$(PY) -m tests.campaigns.streams

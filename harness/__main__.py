@@ -1,7 +1,7 @@
 """The harness's commands: what may be asked for, within which bounds, and what is printed.
 
 Results go to stdout, progress and errors to stderr. Bad usage is one line and exit code 64. The work is done elsewhere:
-`measurement` makes load, `report` judges it.
+`measurement` makes load, `importers` takes in what other tools measured, `report` judges it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from harness.bench import GROUPS
 from harness.errors import BadUsage, ExitCode, HarnessError
 from harness.folders import data_folder, find_in_checkout, keep_caches_here
 from harness.generator import Plan
+from harness.importers.formats import EXPORTS, Format, Unit
 from harness.measurement import measure
 from harness.request import Request, check_request, require_judgeable
 from harness.sample import Endpoint, Mode
@@ -124,6 +125,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a notebook's parameter, its value as YAML; may be repeated",
     )
+    taken = commands.add_parser(
+        "import",
+        help="read another tool's results into a sample set",
+        description="Read the requests that another tool recorded into a sample set, for `report` to judge. What the"
+        " tool cannot know stays null and is told in the set's manifest and in every report. Files may be gzipped."
+        " Aggregates without rows are refused.",
+        epilog="How each file is made: " + "; ".join(f"{kind}: {how}" for kind, how in EXPORTS.items()) + ".",
+        allow_abbrev=False,
+    )
+    _add_import(taken)
     bench = commands.add_parser(
         "bench",
         help="measure the service's paths, the harness and the analysis beside their floors",
@@ -134,6 +145,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_bench(bench)
     return parser
+
+
+def _add_import(taken: argparse.ArgumentParser) -> None:
+    add = taken.add_argument
+    add("--from", dest="kind", choices=[str(kind) for kind in Format], required=True, help="what wrote the file")
+    add("file", type=Path, metavar="FILE", help="the tool's rows, one for each request")
+    add("--endpoint", choices=[str(endpoint) for endpoint in Endpoint if endpoint is not Endpoint.OTHER],
+        help="what those requests asked for whose address or name does not tell it (default: other)")  # fmt: skip
+    add("--unit", choices=[str(unit) for unit in Unit],
+        help="of hdr-log only: the unit of its values, which the log does not say (default: ns)")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="folder in which the sample set is made (default: data/samples)")
+    add("--json", action="store_true", help="print one JSON object (counts of rows) instead of the table")
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -289,6 +312,20 @@ def _report(arguments: argparse.Namespace) -> int:
     )
 
 
+def _import(arguments: argparse.Namespace) -> int:
+    from harness.importers.intake import import_file
+
+    unit = None if arguments.unit is None else Unit(arguments.unit)
+    endpoint = None if arguments.endpoint is None else Endpoint(arguments.endpoint)
+    root = arguments.out or data_folder() / "samples"
+    imported = import_file(Format(arguments.kind), arguments.file, root, unit=unit, endpoint=endpoint)
+    if arguments.json:
+        _show(msgspec.json.encode(dataclasses.asdict(imported)).decode())
+    else:
+        _show(f"samples: {imported.samples}", *imported.lines())
+    return ExitCode.PASSED
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from harness.bench.results import page
     from harness.bench.session import Wish, run_bench
@@ -356,7 +393,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code."""
     arguments = _parser().parse_args(words)
     try:
-        work = {"run": _run, "burst-limits": _burst_limits, "report": _report, "bench": _bench}
+        work = {"run": _run, "burst-limits": _burst_limits, "import": _import, "report": _report, "bench": _bench}
         return work[arguments.command](arguments)
     except HarnessError as fault:
         _complain(f"python -m harness {arguments.command}: {fault}")

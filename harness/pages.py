@@ -58,6 +58,7 @@ def write_index(path: Path, evaluation: Evaluation, pages: Sequence[Page], table
         verdicts=display.verdicts(evaluation.verdicts).to_html() if evaluation.verdicts else "",
         limits_used=figures.limits_used(evaluation.verdicts).markup if evaluation.verdicts else "",
         measurements=display.measurements(evaluation.data).to_html(),
+        limitations=display.limitations(evaluation.data).markup,
         pages=pages,
         tables=table_files,
         footer=footer(evaluation),
@@ -94,6 +95,9 @@ def summary(evaluation: Evaluation) -> str:
             row = display.verdict_row(one)
             lines.append(_markdown_row(row._replace(verdict=f"{display.MARKS[one.verdict]} {row.verdict}")))
         lines.append("")
+    if evaluation.data.notes:
+        lines += ["What these samples cannot tell, because another tool recorded them:", ""]
+        lines += [*(f"- {note}" for note in evaluation.data.notes), ""]
     lines += [f"Judged: {', '.join(f'`{name}`' for name in evaluation.measurement_ids)}", ""]
     return display.unbroken("\n".join(lines))
 
@@ -151,4 +155,5 @@ def verdict_lines(evaluation: Evaluation) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(display.VERDICT_COLUMNS))]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     open_ = [one for one in evaluation.verdicts if one.verdict in {Status.FAIL, Status.INCONCLUSIVE}]
-    return lines + [f"{one.title}: {one.reason}" for one in open_]
+    lines += [f"{one.title}: {one.reason}" for one in open_]
+    return lines + [f"note: {note}" for note in evaluation.data.notes]

@@ -145,8 +145,21 @@ class Collected:
 class Recorder:
     """Writes one sample set. `write` may run in a thread, one call at a time; all else belongs to the event loop."""
 
-    def __init__(self, root: Path, mode: Mode, scenario: str, parameters: dict[str, Any]) -> None:
-        """Make the folder and its first, empty files; raises BadUsage when that is not possible."""
+    def __init__(
+        self,
+        root: Path,
+        mode: Mode,
+        scenario: str,
+        parameters: dict[str, Any],
+        *,
+        imported_as: str | None = None,
+        source: Source | None = None,
+    ) -> None:
+        """Make the folder and its first, empty files; raises BadUsage when that is not possible.
+
+        `imported_as` is the identity of rows that another tool measured: they are of no commit and no machine of ours,
+        and their clock is the one that comes with them.
+        """
         self.samples = SampleBuffer()
         self.planned_requests = 0
         self.live_runs: Callable[[], Iterable[RunRecord]] = tuple  # asked at each collection
@@ -154,8 +167,10 @@ class Recorder:
         self._runs: list[RunRecord] = []
         self._resources: list[ResourceSample] = []
         self._mode, self._scenario = mode, scenario
-        commit, now = machine.commit(), _now()
-        identity = uuid.uuid4().hex
+        self._is_imported = imported_as is not None
+        self.source = source or Source()  # of imported rows, more is known when all were read
+        commit, now = None if self._is_imported else machine.commit(), _now()
+        identity = imported_as or uuid.uuid4().hex
         self._manifest = Manifest(
             measurement_id=identity,
             mode=mode,
@@ -164,12 +179,12 @@ class Recorder:
             attempt=1 + _earlier_attempts(root, mode, parameters, commit),
             commit=commit,
             versions=machine.versions(),
-            machine=machine.machine(),
+            machine={} if self._is_imported else machine.machine(),
             quota_revision=None,
             clock=Clock(now, now),
             files={},
             complete=False,
-            source=Source(),
+            source=self.source,
         )
         began = datetime.datetime.fromtimestamp(now.wall_ns / 1e9, datetime.UTC)
         stamp = f"{began:%Y%m%dT%H%M%S}.{began.microsecond // 1000:03d}Z"
@@ -213,12 +228,25 @@ class Recorder:
         live = _row_table(collected.live, self._run_schema)
         self._run_files.extend(_row_table(collected.runs, self._run_schema), live)
         self._resource_files.extend(_row_table(collected.resources, self._resource_schema))
+        clock = self._manifest.clock if self._is_imported else Clock(self._manifest.clock.start, collected.at)
+        self._vouch(collected.planned_requests, clock)
+
+    def write_rows(self, rows: Sequence[Sample], clock: Clock) -> None:
+        """Bring imported rows to disk, each of them planned by being there; `clock` spans all so far."""
+        self.planned_requests += len(rows)
+        self._sample_files.extend(_row_table(rows, self._sample_schema))
+        self._written += len(rows)
+        self._vouch(self.planned_requests, clock)
+
+    def _vouch(self, planned_requests: int, clock: Clock) -> None:
+        """Bring the manifest up to what is on disk."""
         closed = self._sample_files.closed | self._run_files.closed | self._resource_files.closed
         self._manifest = dataclasses.replace(
             self._manifest,
-            planned_requests=collected.planned_requests,
-            clock=Clock(self._manifest.clock.start, collected.at),
+            planned_requests=planned_requests,
+            clock=clock,
             files=closed,
+            source=self.source,
         )
         self._write_manifest()
 

@@ -56,6 +56,7 @@ class Source:
 
     tool: str = "plimsoll"
     cannot_know: tuple[str, ...] = ()  # columns an imported tool has no way to tell
+    notes: tuple[str, ...] = ()  # the same and what was assumed, in sentences for a reader
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

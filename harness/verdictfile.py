@@ -29,6 +29,8 @@ class JudgedSet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attempt: int  # from 1; a rerun-until-green shows here
     complete: bool
     files: dict[str, str]  # name: sha256, so that every number can be traced to its bytes
+    tool: str  # which recorded it: ours, or the one it was imported from
+    notes: tuple[str, ...]  # what that tool cannot know, in sentences; empty for ours
 
 
 class VerdictDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +62,15 @@ def verdict_document(evaluation: Evaluation) -> VerdictDocument:
         verdict=words[code],
         exit_code=code,
         measurements=tuple(
-            JudgedSet(one.measurement_id, one.mode, one.attempt, one.complete, dict(sorted(one.files.items())))
+            JudgedSet(
+                measurement_id=one.measurement_id,
+                mode=one.mode,
+                attempt=one.attempt,
+                complete=one.complete,
+                files=dict(sorted(one.files.items())),
+                tool=one.source.tool,
+                notes=one.source.notes,
+            )
             for one in evaluation.data.manifests
         ),
         findings=evaluation.findings,

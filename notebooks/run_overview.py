@@ -70,3 +70,6 @@ display.slowest(evaluation.data, slowest)
 
 # %%
 display.measurements(evaluation.data)
+
+# %%
+display.limitations(evaluation.data)

@@ -67,3 +67,6 @@ display.failures(evaluation.data)
 
 # %%
 display.measurements(evaluation.data)
+
+# %%
+display.limitations(evaluation.data)

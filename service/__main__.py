@@ -1,8 +1,8 @@
 """The service's commands: `python -m service --help`.
 
 Exit codes: 0 done, 64 bad usage (one line that names the flag), 1 something is in the way (one line that says what and
-the mend). Each command is described in `command_line.py` and done in `up.py`, `serve.py`, `administration.py` or
-`archiving.py`; modules that a command does not need are not imported for it.
+the mend). Each command is described in `command_line.py` and done in `up.py`, `serve.py`, `administration.py`,
+`archiving.py` or `revising.py`; modules that a command does not need are not imported for it.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def _run(given: argparse.Namespace) -> int:
             return work(_settings(), given.processes)
         case "archive-runs":
             return _archive(given)
+        case "quotas":
+            return _quotas(given)
         case _:
             result = _administer(given, _settings())
             print(json.dumps(result) if given.json else _as_lines(result))
@@ -97,6 +99,48 @@ def _archive(given: argparse.Namespace) -> int:
         _settings(), plan, as_json=given.json, write=write, complain=lambda fault: _complain(fault, IN_THE_WAY)
     )
     return IN_THE_WAY if tally.faults else 0
+
+
+def _quotas(given: argparse.Namespace) -> int:
+    """Show or change quota revisions."""
+    from service import revising
+    from service.quota.limits import Limit
+
+    settings = _settings()
+    result: dict[str, Any]
+    match given.verb:
+        case "show":
+            sys.stdout.write(revising.show(settings, given.revision, as_json=given.json))
+            return 0
+        case "history":
+            sys.stdout.write(revising.history(settings, given.limit, as_json=given.json))
+            return 0
+        case "explain":
+            sys.stdout.write(revising.explain(settings, given.workspace, as_json=given.json))
+            return 0
+        case "propose":
+            result = revising.propose(settings, given.file, given.by)
+        case "activate" if given.shadow:
+            if given.force:
+                raise BadUsage("--force: a shadow needs none, it refuses nobody")
+            result = revising.shadow(settings, given.revision, given.by, given.reason)
+        case "activate":
+            result = revising.activate(settings, given.revision, given.by, given.reason, force=given.force)
+        case "rollback":
+            result = revising.rollback(settings, given.by, given.reason)
+        case "reject":
+            result = revising.reject(settings, given.revision, given.by, given.reason)
+        case "override":
+            if given.limit not in list(Limit):
+                raise BadUsage(f"LIMIT: give one of {', '.join(Limit)}, not {given.limit!r}")
+            result = revising.override(
+                settings, given.workspace, Limit(given.limit), given.value, given.burst, given.by, given.reason,
+                clear=given.clear,
+            )  # fmt: skip
+        case verb:
+            raise RuntimeError(f"the parser knows {verb}, this function does not")
+    print(json.dumps(result) if given.json else _as_lines(result))
+    return 0
 
 
 def _administer(given: argparse.Namespace, settings: Settings) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from service.settings import Settings
 from service.workspaces import create_agent, create_workspace
 
 Json = TypeVar("Json")
+Result = TypeVar("Result")
 
 UNDEFINED_TABLE = "42P01"  # PostgreSQL manual, appendix A
 REFUSED = ("28", "3D")  # the same: no such user or wrong password, no such database
@@ -47,7 +48,7 @@ def make_workspace(settings: Settings, name: str, quota_class: str) -> dict[str,
         workspace_id = await create_workspace(connection, name, quota_class)
         return {"workspace_id": str(workspace_id), "name": name, "quota_class": quota_class}
 
-    return _in_one_transaction(settings, work)
+    return in_one_transaction(settings, work)
 
 
 def make_agent(
@@ -76,7 +77,7 @@ def make_agent(
         )
         return {"agent_id": str(agent_id), "workspace_id": str(workspace_id), "name": name}
 
-    return _in_one_transaction(settings, work)
+    return in_one_transaction(settings, work)
 
 
 def make_token(
@@ -92,7 +93,7 @@ def make_token(
             "expires_at": issued.expires_at.isoformat() if issued.expires_at else None,
         }
 
-    return _in_one_transaction(settings, work)
+    return in_one_transaction(settings, work)
 
 
 def take_token_back(settings: Settings, token_or_prefix: str) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def take_token_back(settings: Settings, token_or_prefix: str) -> dict[str, Any]:
             raise BadUsage("TOKEN_OR_PREFIX: no token in force is called so")
         return {"revoked": True}
 
-    return _in_one_transaction(settings, work)
+    return in_one_transaction(settings, work)
 
 
 def _read_json(text: str, flag: str, kind: type[Json]) -> Json:
@@ -122,12 +123,10 @@ def _read_json(text: str, flag: str, kind: type[Json]) -> Json:
         raise BadUsage(f"{flag}: it is nested too deeply") from None
 
 
-def _in_one_transaction(
-    settings: Settings, work: Callable[[AsyncConnection], Awaitable[dict[str, Any]]]
-) -> dict[str, Any]:
+def in_one_transaction(settings: Settings, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
     """Run `work` in a transaction of its own on a connection of its own."""
 
-    async def run() -> dict[str, Any]:
+    async def run() -> Result:
         database = Database(settings.database_url, pool_size=1)
         try:
             async with database.begin() as connection:

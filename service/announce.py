@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from service.doorbell import Doorbell
 from service.events import NewEvent, messages
+from service.guarded import Away, Guarded
 from service.rediswire import open_redis
 from service.tallies import KEY, Tallies
 from service.telemetry import ANNOUNCEMENTS_LOST, PUBLISH_LAG_SECONDS
@@ -28,14 +29,13 @@ log = structlog.get_logger()
 RING_EVERY_S = 0.005
 """Rings closer together than this are one ring: a worker that is awake drains everything due anyway."""
 
-
 MOST_RINGS = 64
 """Rings that may lie in the list. Each says the same, and without a worker nobody takes them out."""
 
 
 def connect_redis(url: str) -> redis.asyncio.Redis:
-    """Open a pool whose calls fail fast: whoever calls Redis here can go on without it."""
-    return open_redis(url, retries=1)
+    """Open a pool whose calls fail fast, and at once while Redis is away: whoever calls it can go on without it."""
+    return open_redis(url, retries=1, kind=Guarded)
 
 
 class Announcer:
@@ -46,6 +46,10 @@ class Announcer:
         self._queue, self._ring = doorbell.message()
         self._rung_at = float("-inf")
         self._late_ring: asyncio.Task[None] | None = None
+
+    def is_unheard(self) -> bool:
+        """Tell whether nobody can be rung at present, because Redis is away."""
+        return isinstance(self._client, Guarded) and self._client.guard.is_away()
 
     async def announce(
         self, events: Sequence[NewEvent], created_at: dt.datetime, *, due: bool, tallies: Tallies | None = None
@@ -101,8 +105,13 @@ class Announcer:
 
 
 def _count_lost(message: str, fault: Exception) -> None:
-    """Count what Redis did not take: its own refusal in one line, anything else, which is a bug, with its traceback."""
+    """Count what Redis did not take: its own refusal in one line, anything else, which is a bug, with its traceback.
+
+    That Redis is away was logged when it went.
+    """
     ANNOUNCEMENTS_LOST.inc()
+    if isinstance(fault, Away):
+        return
     if isinstance(fault, (RedisError, OSError)):
         log.warning(message, fault=str(fault))
     else:

@@ -10,7 +10,7 @@ import datetime as dt
 import gc
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -28,6 +28,7 @@ from service.announce import Announcer, connect_redis
 from service.api.archives import Archives
 from service.api.openapi import Description
 from service.api.operations import Operations
+from service.api.quotas import QuotaPages
 from service.api.runs import CreateBody, ReasonBody, Runs, SpawnBody
 from service.api.sight import READ as READ_RUNS
 from service.api.sight import Sight
@@ -44,11 +45,15 @@ from service.doorbell import Doorbell
 from service.errors import ApiError, Malformed, MethodNotAllowed, NotFound
 from service.events import Following
 from service.exchange import NO_TIME, Endpoint, Operation, refusal
+from service.quota.gate import Gate
 from service.quota.inforce import READ as READ_WORKSPACES
 from service.quota.inforce import Quotas
 from service.quota.keeper import Keeper
 from service.quota.leases import Leases
+from service.quota.local import LocalBuckets
 from service.quota.rates import Rates
+from service.quota.shadow import ShadowTally
+from service.quota.usage import Usage
 from service.settings import Settings
 from service.stream.admission import Admission
 from service.stream.commands import Commands
@@ -78,11 +83,14 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     client = connect_redis(settings.redis_url)
     announcer = Announcer(client, Doorbell(settings.redis_url))
     callers, sight, following = Callers(database), Sight(database), Following(settings.redis_url)
-    quotas, rates = Quotas(database), Rates(client)
-    commits = Commits(database, announcer)
-    runs = Runs(database, commits, rates, quotas, sight, announcer, Agents())
+    quotas, rates = Quotas(database), Rates(client, LocalBuckets(settings.redis_away_rate_percent))
+    tally = ShadowTally(database)
+    gate = Gate(rates, client, tally)
+    commits = Commits(database, announcer, tally)
+    runs = Runs(database, commits, gate, quotas, sight, announcer, Agents())
     views = Views(database)
-    snapshots = Snapshots(views, rates, quotas, sight, following)
+    snapshots = Snapshots(views, gate, quotas, sight, following)
+    quota_pages = QuotaPages(database, quotas, Usage(database, client))
     workspaces = Workspaces(database, settings)
     tool_calls = ToolCalls(database, quotas, announcer)
     operations = Operations(database, client)
@@ -92,7 +100,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     office = TicketOffice(tickets)
     history = History(database)
     hub = Hub(following, history, timing.look_every_s)
-    keeper = Keeper(Leases(client, timing.lease_s), quotas.of, timing.renew_every_s)
+    keeper = Keeper(Leases(client, timing.lease_s), quotas.of, timing.renew_every_s, tally)
 
     operations_by_route: dict[tuple[str, str], Operation] = {}
 
@@ -133,6 +141,9 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         route("GET", "/api/runs/{run_id}/archives/", archives.list, Role.VIEWER),
         route("GET", "/api/archives/{archive_id}/download/", archives.download, Role.VIEWER),
         route("POST", "/api/ws-tickets/", office.issue, Role.VIEWER, TicketBody),
+        route("GET", "/api/workspaces/{workspace_id}/quotas/", quota_pages.workspace, Role.VIEWER),
+        route("GET", "/api/quota-revisions/", quota_pages.list, Role.VIEWER),
+        route("GET", "/api/quota-revisions/{revision}/", quota_pages.revision, Role.VIEWER),
         administration("POST", "/api/workspaces/", workspaces.create, WorkspaceBody),
         administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
         administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),
@@ -160,14 +171,13 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
-        yield
-        await commits.drain()
-        await keeper.close()
-        await hub.close()
-        await following.close()
-        await client.aclose()
-        await views.close()
-        await database.close()
+        async with AsyncExitStack() as ends:  # each is reached, whatever the ones before raised; the last comes first
+            for end in (
+                database.close, views.close, client.aclose, following.close, hub.close, tally.close, keeper.close,
+                gate.drain, commits.drain,
+            ):  # fmt: skip
+                ends.push_async_callback(end)
+            yield
 
     app = Application(routes=[*table, *streams], lifespan=life)
     app.router.redirect_slashes = False

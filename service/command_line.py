@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_roles(commands)
     _add_administration(commands)
     _add_archives(commands)
+    _add_quotas(commands)
     return parser
 
 
@@ -184,6 +185,58 @@ def _add_archives(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_json(rehydrate)
 
 
+def _add_quotas(commands: argparse._SubParsersAction[Parser]) -> None:
+    """Add the commands on quota revisions."""
+    verbs = _verbs(commands, "quotas", "quota revisions: which values are in force, and how they change")
+
+    def verb(name: str, summary: str, more: str = "") -> Parser:
+        command = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.{more}",
+                                   allow_abbrev=False)  # fmt: skip
+        command.set_defaults(flags={"reason": "--reason", "by": "--by"})
+        _add_json(command)
+        return command
+
+    show = verb("show", "print the values in force", " With --json exactly what `propose` reads.")
+    show.add_argument("--revision", type=_revision, metavar="REV", help="another revision than the one in force")
+    history = verb("history", "print the revisions, newest first, with all that happened to them")
+    history.add_argument("--limit", type=_runs, default=50, metavar="N", help="at most N revisions (default 50)")
+    propose = verb("propose", "store the values of a file as a new revision, without effect", " Prints its number.")
+    propose.add_argument("file", metavar="FILE", help="a quota_revision.json, or what `show --json` prints; -: stdin")
+    activate = verb(
+        "activate",
+        "put a revision in force in every process within a second, unless a guardrail refuses",
+        " A refusal changes nothing: it is told in one line, kept in the history, and the exit code is 1.",
+    )
+    activate.add_argument("revision", type=_revision, metavar="REV", help="a proposed revision, or the shadow")
+    activate.add_argument(
+        "--shadow", action="store_true", help="ask it beside the active one and count what it would refuse, instead"
+    )
+    activate.add_argument("--force", action="store_true", help="overrule the guardrails that a person may overrule;"
+                          " needs --by and --reason")  # fmt: skip
+    rollback = verb("rollback", "put back the revision that the active one replaced")
+    reject = verb("reject", "decide against a revision that is not in force")
+    reject.add_argument("revision", type=_revision, metavar="REV", help="a proposed revision, or the shadow")
+    override = verb(
+        "override",
+        "give one workspace its own value of a limit, whichever revision is in force",
+        " In force in every process within a second; no guardrail is asked.",
+    )
+    override.add_argument("workspace", type=uuid.UUID, metavar="WORKSPACE", help="the workspace's id")
+    override.add_argument("limit", metavar="LIMIT", help="a limit's name, as `quotas show` prints it")
+    override.add_argument("value", nargs="?", metavar="VALUE", help="requests per second of a rate, a cap's number, or"
+                          " `lifted`")  # fmt: skip
+    override.add_argument("--burst", type=int, metavar="N", help="of a rate: requests at once after a rest")
+    override.add_argument("--clear", action="store_true", help="go back to the value of the workspace's class")
+    explain = verb("explain", "say what a workspace uses of each limit, who holds its caps, and when a retry succeeds")
+    explain.add_argument("workspace", type=uuid.UUID, metavar="WORKSPACE", help="the workspace's id")
+    for command in (override, explain):
+        command.set_defaults(flags={"workspace_id": "WORKSPACE", "reason": "--reason", "by": "--by"})
+    for command in (propose, activate, rollback, reject, override):
+        command.add_argument("--by", metavar="NAME", help="who wants it (default: the name this command runs under)")
+    for command in (activate, rollback, reject, override):
+        command.add_argument("--reason", metavar="TEXT", help="why, for the history")
+
+
 def _verbs(
     commands: argparse._SubParsersAction[Parser],
     name: str,
@@ -204,6 +257,13 @@ def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) <= 65535:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+
+
+def _revision(text: str) -> int:
+    """Return a revision's number."""
+    if text.isascii() and text.isdigit() and 1 <= int(text[:11]) <= 2**31 - 1:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a revision's number: 1, 2, 3, …")
 
 
 def _days(text: str) -> float:

@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from service.announce import Announcer
 from service.changes import GroupOptions, spawned
 from service.db import Database, cannot_be_stored, is_outage, rows
-from service.errors import ApiError, IllegalState, Invalid, NotFound, Unavailable
+from service.errors import ApiError, IllegalState, Invalid, NotFound, QuotaExceeded, Unavailable
 from service.events import APPEND_EVENTS, EventType, NewEvent
 from service.grouping import Grouping
 from service.idempotency import IdempotencyKeys, KeyedWrite
@@ -39,6 +39,8 @@ from service.ledger import GROUP_COLUMNS, RUN_COLUMNS
 from service.pen import NewStep, RunRow
 from service.quota.caps import COUNT, LOCK, Held, lock_and_count
 from service.quota.limits import Quota
+from service.quota.refusals import count_refusal
+from service.quota.shadow import ShadowTally
 from service.runs import RunStatus, new_id
 from service.telemetry import DB_WRITE_SECONDS, GROUP_SIZE
 
@@ -246,9 +248,10 @@ class _Plan:
 class Commits:
     """Accepts creates and spawns for one process."""
 
-    def __init__(self, database: Database, announcer: Announcer) -> None:
+    def __init__(self, database: Database, announcer: Announcer, shadow: ShadowTally | None = None) -> None:
         self._database = database
         self._announcer = announcer
+        self._shadow = shadow
         self._keys = IdempotencyKeys()
         self._grouping: Grouping[Create | Spawn, Accepted] = Grouping(
             self._commit, lanes=2, retry_alone=lambda fault: not is_outage(fault)
@@ -261,6 +264,9 @@ class Commits:
         """
         try:
             return await self._grouping.submit(write)
+        except QuotaExceeded as refusal:
+            count_refusal(refusal.limit, write.workspace_id)
+            raise
         except Exception as fault:
             if is_outage(fault):
                 raise Unavailable("the database does not answer; what was asked for may have been done") from fault
@@ -279,6 +285,8 @@ class Commits:
             results, plan = await self._decide(connection, writes, run_ids)
             created_at = await plan.write(connection) if plan.runs else None
         committed = time.perf_counter()
+        if self._shadow is not None:
+            self._shadow.count(seen for held in plan.held.values() for seen in held.observed)
         GROUP_SIZE.observe(len(writes))
         DB_WRITE_SECONDS.labels("commits").observe(committed - started)
         if created_at is not None:

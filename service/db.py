@@ -68,8 +68,11 @@ KEEPALIVE = {
 }
 """What the server does about a client behind a network that fails without a word; a Unix socket needs none of it."""
 
+CONNECT_TIMEOUT_S = 5.0
+"""Longest wait for a new connection to the server."""
+
 POOL_TIMEOUT_S = 10.0
-"""Longest wait for a connection of a pool."""
+"""Longest wait for a connection of a pool, seconds: longer than a new one may take to open."""
 
 
 class Database:
@@ -81,7 +84,7 @@ class Database:
         self.pool_size = pool_size
         longest_ms = "0" if statement_timeout_s is None else str(round(statement_timeout_s * 1000))
         settings: dict[str, Any] = {
-            "timeout": 5,
+            "timeout": CONNECT_TIMEOUT_S,
             "command_timeout": None if statement_timeout_s is None else statement_timeout_s + NETWORK_GRACE_S,
             "server_settings": {
                 "timezone": "UTC",

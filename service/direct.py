@@ -1,8 +1,8 @@
 """Questions put to PostgreSQL by the driver itself, on a path where SQLAlchemy would cost more than the answer.
 
 Only for single statements that read, written in the driver's own form (`$1`, arrays for batches), and only where a
-measurement asks for it: for a group of polls it saves two thirds of the process's work (docs/performance.md). All else
-goes through `db`.
+measurement asks for it: for a group of polls it saves three quarters of the process's work (docs/performance.md). All
+else goes through `db`.
 """
 
 from __future__ import annotations

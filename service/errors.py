@@ -7,6 +7,7 @@ reaches a caller.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -30,6 +31,7 @@ class ApiError(PlimsollError):
     status: ClassVar[int]
     code: ClassVar[str]  # last part of the problem's `type`; stable
     title: ClassVar[str]  # the same for every occurrence (RFC 9457, section 3.1.3)
+    type_uri: ClassVar[str | None] = None  # null: one of our own, made from the code
 
     def __init__(self, detail: str, **extensions: Any) -> None:
         super().__init__(detail)
@@ -117,13 +119,27 @@ class Invalid(ApiError):
 
 
 class QuotaExceeded(ApiError):
-    """A rate or a cap refuses; `limit` names it and waiting `retry_after_s` suffices for a rate."""
+    """A rate or a cap refuses; `limit` names it and waiting `retry_after_s` suffices for a rate.
 
-    status, code, title = 429, "quota-exceeded", "Quota exceeded"
+    `violated` names all that refuse, when they are several. The problem type is the one that
+    draft-ietf-httpapi-ratelimit-headers-11, section 5, registers.
+    """
 
-    def __init__(self, limit: str, explanation: str, retry_after_s: int, fields: dict[str, str]) -> None:
+    status, code = 429, "quota-exceeded"
+    title = "Request cannot be satisfied as assigned quota has been exceeded"
+    type_uri = "https://iana.org/assignments/http-problem-types#quota-exceeded"
+
+    def __init__(
+        self,
+        limit: str,
+        explanation: str,
+        retry_after_s: int,
+        fields: dict[str, str],
+        violated: Sequence[str] = (),
+    ) -> None:
         super().__init__(f"Workspace quota exceeded for {limit} {explanation}")
-        self.extensions["violated-policies"] = [limit]
+        self.limit = limit
+        self.extensions["violated-policies"] = list(violated) or [limit]
         self._headers = {"retry-after": str(retry_after_s), **fields}
 
     def headers(self) -> dict[str, str]:
@@ -158,7 +174,7 @@ def problem(error: ApiError, instance: str) -> bytes:
     """Return the body of an error answer (RFC 9457) for the request path `instance`."""
     return msgspec.json.encode(
         {
-            "type": f"urn:plimsoll:problem:{error.code}",
+            "type": error.type_uri or f"urn:plimsoll:problem:{error.code}",
             "title": error.title,
             "status": error.status,
             "detail": error.detail,

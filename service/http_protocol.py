@@ -18,7 +18,8 @@ from service.errors import PROBLEM_MEDIA_TYPE, ApiError, Malformed, Unavailable,
 from service.exchange import NO_TIME, field_headers
 
 MAX_HEAD_BYTES = 64 << 10
-"""Largest request head, target and fields together: 64 KiB. The parser itself would gather without end."""
+"""Most that a request head, target and fields together, may have after the first piece that arrived of it: 64 KiB. The
+parser itself would gather without end."""
 
 IDLE_PARTING_S = 2.0
 """How long an idle connection waits for one more request once the process was told to stop, seconds."""
@@ -40,13 +41,13 @@ class HttpProtocol(HttpToolsProtocol):
     _part_timer: TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Close the connection of a head that has not ended after MAX_HEAD_BYTES beyond its first piece."""
+        """Refuse a head that has not ended after MAX_HEAD_BYTES beyond its first piece."""
         was_open = self._head_is_open
         super().data_received(data)
         if was_open and self._head_is_open:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response("the request's head is too large")
+                self.send_400_response(f"the request's head is too large; send at most {MAX_HEAD_BYTES >> 10} KiB")
 
     def on_message_begin(self) -> None:
         """Note that a head has begun."""

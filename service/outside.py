@@ -1,10 +1,10 @@
 """What a turn waits for outside of the database: a tool that runs, a model that answers. In no transaction.
 
-A tool call that may be executed goes through three statements. *Start* turns it RUNNING; it holds the run's row lock
-and finds the epoch that was claimed, so of two workers that hold one run only the later one can start it, and no call
-is started twice. Then the tool runs, at most for its timeout. *Record* writes its end on the row. The turn that follows
-reads the row and writes the steps. A worker that dies in between leaves the call RUNNING; when its lease has passed,
-the next turn ends it FAILED, because nobody knows how far it came (`advance`).
+A tool call that may be executed goes through two statements and a turn. *Start* turns it RUNNING; it holds the run's
+row lock and finds the epoch that was claimed, so of two workers that hold one run only the later one can start it, and
+no call is started twice. Then the tool runs, at most for its timeout. *Record* writes its end on the row. The turn that
+follows reads the row and writes the steps. A worker that dies in between leaves the call RUNNING; when its lease has
+passed, the next turn ends it FAILED, because nobody knows how far it came (`advance`).
 
 A model is asked with what the run's steps say. Nothing is recorded before the turn: an answer that comes too late is
 lost, and the next worker asks again.

@@ -19,10 +19,13 @@ ANSWER_PATIENCE_S, CONNECT_PATIENCE_S = 2.0, 0.5
 """Longest wait for an answer of Redis, and for a connection to it."""
 
 
-def open_redis(url: str, *, retries: int) -> redis.asyncio.Redis:
-    """Open a pool; a call whose connection was lost is made again so many times, over a new one."""
-    retry = Retry(NoBackoff(), retries) if retries else Retry(NoBackoff(), 0, ())
-    client: redis.asyncio.Redis = redis.asyncio.from_url(
+def open_redis(url: str, *, retries: int, kind: type[redis.asyncio.Redis] = redis.asyncio.Redis) -> redis.asyncio.Redis:
+    """Open a pool; a call whose connection was lost is made again so many times, over a new one.
+
+    One that was too slow is not: it may have been done.
+    """
+    retry = Retry(NoBackoff(), retries, (redis.ConnectionError,) if retries else ())
+    client = kind.from_url(
         url, socket_timeout=ANSWER_PATIENCE_S, socket_connect_timeout=CONNECT_PATIENCE_S, retry=retry, protocol=2
     )
     pool = client.connection_pool

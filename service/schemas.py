@@ -29,7 +29,6 @@ MOST_WORK = 20_000
 TOO_COSTLY = ("patternProperties", "unevaluatedItems", "unevaluatedProperties")
 """Keywords that are refused: they look at the whole of the schema or match patterns where no budget reaches."""
 
-
 MOST_DEPTH = 100
 """How deep a schema, or arguments, may be nested. Readers recurse: what one process could just write, another one,
 deeper in its own calls, could not read, and with it all that it reads in one go."""

@@ -1,6 +1,7 @@
 """Every environment variable a caller may set, read once. Commands build a `Settings`, and pass it on.
 
-One more is set by the service for its own children: PROMETHEUS_MULTIPROC_DIR, which prometheus-client reads by itself.
+Two more are set by the service for its own children: PROMETHEUS_MULTIPROC_DIR, which prometheus-client reads by itself,
+and PLIMSOLL_READY_FD, which `readiness` reads.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Settings:
     model_base_url: str | None = None  # PLIMSOLL_MODEL_BASE_URL: of agents that do not name an endpoint of their own
     model_key: str | None = field(default=None, repr=False)  # PLIMSOLL_MODEL_KEY: sent to allowed endpoints only
     model_allow: tuple[str, ...] = ()  # PLIMSOLL_MODEL_ALLOW: further hosts or host:port that agents may name
+    redis_away_rate_percent: int = 100  # PLIMSOLL_REDIS_AWAY_RATE_PERCENT: of each rate, by each process, without Redis
     model_timeout_s: float = 120.0  # PLIMSOLL_MODEL_TIMEOUT_S: longest wait for one answer of a model
 
     @classmethod
@@ -62,6 +64,9 @@ class Settings:
             model_key=_secret(environment, "PLIMSOLL_MODEL_KEY"),
             model_allow=_hosts(environment, "PLIMSOLL_MODEL_ALLOW"),
             model_timeout_s=_positive(environment, "PLIMSOLL_MODEL_TIMEOUT_S", cls.model_timeout_s),
+            redis_away_rate_percent=_percent(
+                environment, "PLIMSOLL_REDIS_AWAY_RATE_PERCENT", cls.redis_away_rate_percent
+            ),
         )
 
 
@@ -77,6 +82,14 @@ def _positive(environment: Mapping[str, str], name: str, default: float) -> floa
     if not 0 < value < 3600:
         raise ConfigurationError(f"{name}={text!r}: give a number of seconds above 0 and below 3600")
     return value
+
+
+def _percent(environment: Mapping[str, str], name: str, default: int) -> int:
+    """Return a whole percentage from the environment."""
+    text = environment.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):
+        raise ConfigurationError(f"{name}={text!r}: give a whole number from 1 to 100")
+    return int(text)
 
 
 def _days(environment: Mapping[str, str], name: str, default: float) -> float:

@@ -33,7 +33,7 @@ LONGEST_WAIT_S = 2.0
 STABLE_AFTER_S = 10.0  # a child that lived this long begins again at FIRST_WAIT_S
 READY_PATIENCE_S = 60.0  # for a replacement to work: a cold machine imports, connects and answers in a few seconds
 WATCH_INTERVAL_S = 1.0  # how often `watch` is called when nothing happens
-DRAIN_PATIENCE_S = 12.0  # a request has 10 s to end (`serve.py`); all within 15 s with the servers' own end
+DRAIN_PATIENCE_S = 12.0  # a request has 10 s to end (`server.py`); all within 15 s with the servers' own end
 
 log = structlog.get_logger()
 

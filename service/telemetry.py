@@ -38,7 +38,14 @@ ANNOUNCEMENTS_LOST = Counter(
     "plimsoll_announcements_lost_total",
     "Publications and rings that Redis did not take; the sweeper makes up for them.",
 )
-RATES_UNCHECKED = Counter("plimsoll_rates_unchecked_total", "Requests let through because Redis did not answer.")
+REDIS_AWAY = Gauge(
+    "plimsoll_redis_away", "Processes that have given Redis up until it answers again.", multiprocess_mode="livesum"
+)
+RATES_LOCAL = Counter(
+    "plimsoll_rates_local_total",
+    "Requests whose rates were checked in their own process, because Redis did not answer.",
+    ["outcome"],
+)
 OPEN_SOCKETS = Gauge("plimsoll_open_sockets", "Sockets that are open.", ["stream"], multiprocess_mode="livesum")
 SOCKETS_ENDED = Counter("plimsoll_sockets_ended_total", "Sockets that ended, by the service's close code.", ["code"])
 SLOW_CLIENTS_EVICTED = Counter(
@@ -49,7 +56,15 @@ GAPS_FILLED = Counter(
     "plimsoll_stream_gaps_filled_total", "Times at which a stream read the database for what Redis had not brought."
 )
 SOCKET_COMMANDS = Counter("plimsoll_socket_commands_total", "Commands answered on sockets.", ["cmd", "status"])
-QUOTA_REFUSALS = Counter("plimsoll_quota_refusals_total", "Requests refused by a rate or a cap.", ["limit"])
+SHADOW_UNCHECKED = Counter(
+    "plimsoll_quota_shadow_unchecked_total",
+    "Requests that the shadow revision was not asked about.",
+)
+QUOTA_REFUSALS = Counter(
+    "plimsoll_quota_refusals_total",
+    "Requests refused by a rate or a cap; `quota.refusals` says which workspaces are named.",
+    ["limit", "workspace"],
+)
 
 
 def configure_logging(level: str) -> None:

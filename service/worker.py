@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
@@ -41,6 +42,10 @@ log = structlog.get_logger()
 LANES = 2
 """Batches being settled at the same time."""
 
+UNHEARD_REST_S = 0.1
+"""Longest time between two looks while Redis is away and nobody can ring: a run that waits for the sweep holds a slot
+of its workspace's caps meanwhile, so that tenants within their rates would be refused for it."""
+
 SHORTEST_REST_S = 0.005
 """Pause before looking again for due runs whose rows somebody else holds locked at this moment."""
 
@@ -53,7 +58,7 @@ MOST_OUTSIDE = 256
 FULL_LANE_DELAY_S = 1.0
 """When a run is due again that found the outside lane full."""
 
-DRAIN_S = 8.0
+DRAIN_S = 7.0
 """How long a stopping worker waits for the batches in its hands; after that their leases take over."""
 
 CANCEL_S = 0.8
@@ -80,10 +85,17 @@ def run(settings: Settings) -> int:
 class Worker:
     """Turns due runs over, as long as it is not told to stop."""
 
-    def __init__(self, database: Database, ticker: Ticker, sweep_interval_s: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        ticker: Ticker,
+        sweep_interval_s: float,
+        is_unheard: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._database = database
         self._ticker = ticker
         self._sweep_interval_s = sweep_interval_s
+        self._is_unheard = is_unheard
         self._bell = asyncio.Event()
         self.stopping = False
         self._settling: set[asyncio.Task[None]] = set()
@@ -129,9 +141,8 @@ class Worker:
         """Return for how long nothing will be due, unless somebody rings."""
         async with self._database.read() as connection:
             due_in_s = await next_due_in_s(connection)
-        if due_in_s is None:
-            return self._sweep_interval_s
-        return min(max(due_in_s, SHORTEST_REST_S), self._sweep_interval_s)
+        longest_s = min(self._sweep_interval_s, UNHEARD_REST_S) if self._is_unheard() else self._sweep_interval_s
+        return longest_s if due_in_s is None else min(max(due_in_s, SHORTEST_REST_S), longest_s)
 
     async def _hand_over(self, claims: list[Claim]) -> None:
         """Settle a batch in the background, as soon as one of the lanes is free."""
@@ -197,7 +208,7 @@ async def _work(settings: Settings) -> None:
     rounds = Rounds(settings, announcer)
     outside = Outside(database, settings.lease_s, settings)
     ticker = Ticker(database, announcer, Agents(), Tallies(), settings.lease_s, outside)
-    worker = Worker(database, ticker, settings.sweep_interval_s)
+    worker = Worker(database, ticker, settings.sweep_interval_s, announcer.is_unheard)
 
     def stop(signum: signal.Signals) -> None:
         if worker.stopping and signum is signal.SIGINT:
@@ -215,8 +226,8 @@ async def _work(settings: Settings) -> None:
     tell_ready()
     rounds.ring()
     await worker.work()
-    await rounds.drain(ROUND_DRAIN_S)
-    await asyncio.to_thread(stop_listening)
+    # Together: Huey's thread may take as long to end as all the rest, and ten seconds are promised for the whole.
+    await asyncio.gather(rounds.drain(ROUND_DRAIN_S), asyncio.to_thread(stop_listening))
     await outside.close()
     await client.aclose()
     await database.close()

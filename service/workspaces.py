@@ -46,8 +46,8 @@ MOST_STEPS, MOST_TOOL_CALLS = 2 * MAX_SCRIPT_STEPS, MAX_SCRIPT_STEPS
 class QuotaClass(enum.StrEnum):
     """Which set of rates and caps a workspace is under."""
 
-    DEFAULT = "default"  # the values of `quota.limits`
-    CALIBRATION = "calibration"  # lifted, so that the system itself can be measured
+    DEFAULT = "default"  # the active revision's values for tenants
+    CALIBRATION = "calibration"  # lifted in revision 1, so that the system itself can be measured
 
 
 class ScriptStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -49,8 +49,12 @@ KINDS = {
 }
 """What an id of this name names, wherever it stands in a request."""
 
-QUERY: Mapping[str, str] = {"status": "PENDING", "limit": "200", "since_seq": "0", "wait": "0"}
+QUERY: Mapping[str, str] = {"status": "PENDING", "limit": "200", "since_seq": "0", "wait": "0", "before": "2"}
 """A harmless value of each query parameter that is no id."""
+
+
+SHARED: Mapping[str, str] = {"revision": "1"}
+"""What stands in a path and names something that belongs to no tenant: a quota revision is the installation's."""
 
 
 def _fresh_name() -> str:
@@ -166,7 +170,7 @@ class Entry:
 
     def request(self, ids: Mapping[Place, str]) -> dict[str, Any]:
         """Return the request with these ids, as arguments for an HTTP client."""
-        path = self.path.format_map({place.name: id_ for place, id_ in ids.items() if place.where == "path"})
+        path = self.path.format_map({**SHARED, **{p.name: id_ for p, id_ in ids.items() if p.where == "path"}})
         params = {name: QUERY[name] for name in self.query_names if name in QUERY}
         for place, id_ in ids.items():
             if place.where == "query":
@@ -206,7 +210,7 @@ def _entry(route: Route, document: Mapping[str, Any]) -> Entry:
     query = [parameter["name"] for parameter in described if parameter["in"] == "query"]
     if unknown := [name for name in query if name not in QUERY and name not in KINDS]:
         raise Unknown(f"{unknown[0]} in the query of {route.path}: say in tests/surface.py what it is")
-    places = [Place("path", name) for name in re.findall(r"{(\w+)}", route.path)]
+    places = [Place("path", name) for name in re.findall(r"{(\w+)}", route.path) if name not in SHARED]
     places += [Place("query", name) for name in query if name in KINDS]
     if operation.body_type is not None:
         places += [Place("body", name) for name in _ids_in(operation.body_type)]

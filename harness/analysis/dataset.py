@@ -43,8 +43,18 @@ class Dataset:
 
     def of_endpoint(self, endpoint: Endpoint) -> pd.DataFrame:
         """Return the samples of one endpoint in the order in which they were due."""
-        rows = self.samples[self.samples["endpoint"] == endpoint.value]
-        return rows.sort_values(["measurement_id", "intended_at_ns", "sent_at_ns", "run_key"], kind="stable")
+        return in_order(self.samples[self.samples["endpoint"] == endpoint.value])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what imported measurements cannot tell, each sentence with its tool; empty for our own."""
+        told = [f"{one.source.tool}: {note}" for one in self.manifests for note in one.source.notes]
+        return tuple(dict.fromkeys(told))
+
+    @property
+    def tells_failures(self) -> bool:
+        """Say whether every measurement told which requests failed; a log of histograms does not."""
+        return not any("outcome" in one.source.cannot_know for one in self.manifests)
 
 
 def build_dataset(sets: Collection[tuple[str, Manifest, pd.DataFrame, pd.DataFrame, pd.DataFrame]]) -> Dataset:
@@ -67,6 +77,17 @@ def build_dataset(sets: Collection[tuple[str, Manifest, pd.DataFrame, pd.DataFra
         pd.concat(runs, ignore_index=True),
         pd.concat(resources, ignore_index=True),
     )
+
+
+def moment_ns(samples: pd.DataFrame) -> pd.Series:
+    """Return when each request was due; where an imported tool did not record it, when it was sent, or else done."""
+    return samples["intended_at_ns"].fillna(samples["sent_at_ns"]).fillna(samples["done_at_ns"])
+
+
+def in_order(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows measurement by measurement in the order of their moments; those of one moment as recorded."""
+    order = ["measurement_id", "moment_ns", "sent_at_ns"]
+    return samples.assign(moment_ns=moment_ns(samples)).sort_values(order, kind="stable").drop(columns="moment_ns")
 
 
 def waited_ms(samples: pd.DataFrame) -> Floats:

@@ -115,6 +115,16 @@ def conclusion(
     return Passage(unbroken(markup), "\n".join([f"{word}. {first}", *rest]))
 
 
+def limitations(data: Dataset) -> Passage:
+    """Say what imported samples cannot tell; our own have nothing to say here."""
+    if not data.notes:
+        return Passage("", "")
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in data.notes)
+    head = "What these samples cannot tell, because another tool recorded them:"
+    markup = f'<div class="limitations"><p>{head}</p><ul>{items}</ul></div>'
+    return Passage(unbroken(markup), "\n".join([head, *data.notes]))
+
+
 def unbroken(text: str) -> str:
     """Return the text with no line break possible between a number and its unit, or a heading's last word and its."""
     return re.sub(r"(?:(?<=\d)|(?<=\w,)) (?=(?:ms|s|%)(?!\w))", "\u00a0", text)

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from harness.analysis import tables
-from harness.analysis.dataset import Dataset, waited_ms
+from harness.analysis.dataset import Dataset, moment_ns, waited_ms
 from harness.analysis.dependence import Floats
 from harness.analysis.drawing import (
     GREY,
@@ -158,7 +158,7 @@ def latency_over_time(data: Dataset) -> Drawing:
     said = []
     for axis, view in zip(axes, views, strict=False):
         rows, endpoint = view.samples, view.endpoint
-        waited, at_s = waited_ms(rows), seconds_since_start(data, rows, "intended_at_ns")
+        waited, at_s = waited_ms(rows), seconds_since_start(data, rows, moment_ns(rows))
         good = np.isfinite(waited)
         axis.set_yscale("log")
         axis.scatter(at_s[good], waited[good], s=11, color=colour_of(endpoint), marker=MARKERS[endpoint], lw=0,
@@ -238,7 +238,7 @@ def resources(data: Dataset) -> Drawing:
         right = 1.0
         for column, label, colour, style in reversed(lines):
             rows = data.resources.dropna(subset=column).sort_values(["measurement_id", "at_ns"])
-            at_s, values = seconds_since_start(data, rows, "at_ns"), rows[column].to_numpy(dtype=np.float64)
+            at_s, values = seconds_since_start(data, rows, rows["at_ns"]), rows[column].to_numpy(dtype=np.float64)
             axis.plot(at_s, values, color=colour, ls=style, lw=1.6, marker="o", ms=2.6)
             if label:
                 axis.text(right, 1.06, label, color=colour, ha="right", size=8.5, transform=axis.transAxes)
@@ -312,10 +312,9 @@ def _used(verdict: Verdict) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def seconds_since_start(data: Dataset, rows: pd.DataFrame, column: str) -> Floats:
-    """Return each row's instant in seconds since the first request of its measurement was due, shape (n_rows,)."""
+def seconds_since_start(data: Dataset, rows: pd.DataFrame, at_ns: pd.Series) -> Floats:
+    """Return the instants of these rows in seconds since the first request of their measurement, shape (n_rows,)."""
     starts = tables.first_request_ns(data)
-    at_ns = rows[column].fillna(rows["done_at_ns"]) if "done_at_ns" in rows else rows[column]
     since = (at_ns - rows["measurement_id"].map(starts).astype("Int64")) / 1e9
     return since.to_numpy(dtype=np.float64, na_value=np.nan)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis import completion, throughput
-from harness.analysis.dataset import GROUPED_BY_TRIAL, Dataset, counted_from_send, groups_of, waited_ms
+from harness.analysis.dataset import GROUPED_BY_TRIAL, Dataset, counted_from_send, groups_of, in_order, waited_ms
 from harness.analysis.dependence import Bools, effective_size
 from harness.analysis.further import further_words
 from harness.analysis.means import MIN_UNITS, more_for_ratio, ratio_bounds
@@ -33,7 +33,9 @@ from harness.analysis.slo import (
 )
 from harness.sample import Endpoint, Mode, Outcome
 
-FROM_SEND = " Counted from sending; coordinated omission is not excluded."
+FROM_SEND = " Latencies are from send; coordinated omission not excluded."
+
+FAILURES_UNKNOWN = "The source of these samples does not tell which requests failed, so failures cannot be counted."
 
 
 def judge_all(slos: Iterable[Slo], data: Dataset) -> tuple[Verdict, ...]:
@@ -71,13 +73,13 @@ def judge_mean(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
         return _no_rows(slo, mode, endpoint)
     waited = waited_ms(rows)
     failed = int(np.isinf(waited).sum())
-    unit = "bursts" if mode in GROUPED_BY_TRIAL else "runs"
-    groups = groups_of(rows)
+    unit = "bursts" if mode in GROUPED_BY_TRIAL else "groups" if mode is Mode.IMPORT else "runs"
+    groups, note = groups_of(rows), _note(rows)
     shown = {"p95": quantile(waited, 0.95) if np.isfinite(quantile(waited, 0.95)) else None}
     if failed:
         reason = (
             f"{failed} of {plural(len(rows), 'requests')} failed: a request that never succeeded waited without "
-            f"end, so the mean has no upper bound."
+            f"end, so the mean has no upper bound.{note}"
         )
         return verdict_of(slo, mode, Status.FAIL, reason, size=int(groups.max()) + 1, of=unit, shown=shown)
     counts = np.bincount(groups).astype(np.float64)
@@ -87,7 +89,7 @@ def judge_mean(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
         more = more_for_ratio(bounds, slo.limit)
         reason = f"{plural(bounds.units, unit)} say next to nothing about their spread; a bound needs {MIN_UNITS}."
         return verdict_of(
-            slo, mode, Status.INCONCLUSIVE, reason + further_words(more, unit, bounds.units, mode, data),
+            slo, mode, Status.INCONCLUSIVE, reason + further_words(more, unit, bounds.units, mode, data) + note,
             measured=bounds.estimate, size=bounds.units, of=unit, effective=bounds.effective, more=more, shown=shown,
         )  # fmt: skip
     status = settle(slo.op, slo.limit, bounds.lower, bounds.upper)
@@ -99,7 +101,7 @@ def judge_mean(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     if status is Status.INCONCLUSIVE:
         reason += further_words(more, unit, bounds.units, mode, data)
     return verdict_of(
-        slo, mode, status, reason + (FROM_SEND if counted_from_send(rows) else ""),
+        slo, mode, status, reason + note,
         measured=bounds.estimate, size=bounds.units, of=unit, effective=bounds.effective, more=more, shown=shown,
         interval=interval_of("mean latency", "ms", bounds.estimate, (bounds.lower, bounds.upper), slo.limit),
     )  # fmt: skip
@@ -128,7 +130,7 @@ def judge_quantile(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     if status is Status.INCONCLUSIVE:
         reason += further_words(more, unit, len(rows), mode, data)
     return verdict_of(
-        slo, mode, status, reason + (FROM_SEND if counted_from_send(rows) else ""),
+        slo, mode, status, reason + _note(rows),
         measured=quantile(waited, q), size=len(rows), of=unit, effective=effective, more=more,
         interval=interval_of(f"share of slow {unit}", "share", float(is_slow.mean()), (lower, upper), allowed),
     )  # fmt: skip
@@ -139,6 +141,8 @@ def judge_failed_count(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     rows = data.samples
     if rows.empty:
         return verdict_of(slo, mode, Status.INCONCLUSIVE, f"The {mode.value} samples hold no request at all.")
+    if not data.tells_failures:
+        return verdict_of(slo, mode, Status.INCONCLUSIVE, FAILURES_UNKNOWN, size=len(rows), of="requests")
     is_failed = (rows["outcome"] != Outcome.OK.value).to_numpy(dtype=bool)
     failed = int(is_failed.sum())
     status = Status.PASS if slo.op.holds(failed, slo.limit) else Status.FAIL
@@ -156,9 +160,11 @@ def judge_failed_count(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
 
 def judge_error_share(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
     """Bound the share of failed requests of all endpoints together."""
-    rows = data.samples.sort_values(["measurement_id", "intended_at_ns", "sent_at_ns", "run_key"], kind="stable")
+    rows = in_order(data.samples)
     if rows.empty:
         return verdict_of(slo, mode, Status.INCONCLUSIVE, f"The {mode.value} samples hold no request at all.")
+    if not data.tells_failures:
+        return verdict_of(slo, mode, Status.INCONCLUSIVE, FAILURES_UNKNOWN, size=len(rows), of="requests")
     is_failed: Bools = (rows["outcome"] != Outcome.OK.value).to_numpy(dtype=bool)
     effective = effective_size(is_failed, slo.limit, groups_of(rows), waited_ms(rows))
     lower, upper = share_bounds(is_failed, effective)
@@ -175,6 +181,11 @@ def judge_error_share(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
         slo, mode, status, reason, measured=share, size=len(rows), of="requests", effective=effective, more=more,
         interval=interval_of("share of failed requests", "share", share, (lower, upper), slo.limit),
     )  # fmt: skip
+
+
+def _note(rows: pd.DataFrame) -> str:
+    """Return what must be said of latencies that do not start at the intended moment, with a space before it."""
+    return FROM_SEND if counted_from_send(rows) else ""
 
 
 def _no_rows(slo: Slo, mode: Mode, endpoint: Endpoint) -> Verdict:

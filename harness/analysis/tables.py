@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis.completion import completion_bounds
-from harness.analysis.dataset import Dataset, groups_of, waited_ms
+from harness.analysis.dataset import Dataset, groups_of, moment_ns, waited_ms
 from harness.analysis.quantiles import estimate_quantile, quantile
 from harness.analysis.slo import Verdict, rounded
 from harness.sample import Endpoint, Mode, Outcome
@@ -151,7 +151,7 @@ def slowest_frame(data: Dataset, count: int) -> pd.DataFrame:
     columns = ["endpoint", "run_key", "outcome", "status", "latency_ms", "service_ms"]
     columns += ["server_db_ms", "server_quota_ms", "server_publish_ms", "server_app_ms", "error"]
     rows = data.samples.iloc[order]
-    at_s = (rows["intended_at_ns"] - rows["measurement_id"].map(first_request_ns(data)).astype("Int64")) / 1e9
+    at_s = (moment_ns(rows) - rows["measurement_id"].map(first_request_ns(data)).astype("Int64")) / 1e9
     return rows[columns].assign(at_s=at_s).reset_index(drop=True)
 
 
@@ -192,8 +192,7 @@ def first_request_ns(data: Dataset) -> dict[str, int]:
 
     Preparing a measurement takes seconds that belong to no request, so the manifest's own start would not do.
     """
-    due = data.samples["intended_at_ns"].fillna(data.samples["sent_at_ns"])
-    first = due.groupby(data.samples["measurement_id"]).min().dropna().to_dict()
+    first = moment_ns(data.samples).groupby(data.samples["measurement_id"]).min().dropna().to_dict()
     return {
         one.measurement_id: int(first.get(one.measurement_id, one.clock.start.monotonic_ns)) for one in data.manifests
     }

@@ -17,7 +17,7 @@ import pandas as pd
 from harness.analysis.dataset import Dataset
 from harness.analysis.slo import number, percent, plural
 from harness.sample import Mode, Outcome
-from harness.sampleset import Manifest
+from harness.sampleset import Manifest, Source
 
 CLOSED_LOOP = frozenset({Mode.SMOKE, Mode.BURST, Mode.SOAK})
 """Modes in which the next request waits for the last, and every create has a record of its run."""
@@ -112,9 +112,11 @@ def _mixed(data: Dataset) -> Iterator[Finding]:
         seen.add(name)
         by_mode.setdefault(manifest.mode, []).append(manifest)
     for mode, manifests in by_mode.items():
-        systems: dict[tuple[str | None, int | None], list[str]] = {}  # repetitions have the same
+        systems: dict[tuple[str | None, int | None, str], list[str]] = {}  # repetitions have the same
         for manifest in manifests:
-            systems.setdefault((manifest.commit, manifest.quota_revision), []).append(manifest.measurement_id)
+            systems.setdefault((manifest.commit, manifest.quota_revision, manifest.source.tool), []).append(
+                manifest.measurement_id
+            )
         if len(systems) > 1:
             told = "; ".join(_measured_on(names, *system) for system, names in systems.items())
             detail = f"These are no repetitions of one {mode} measurement, judge them apart: {told}."
@@ -122,11 +124,12 @@ def _mixed(data: Dataset) -> Iterator[Finding]:
             yield Finding(Fault.MIXED_MEASUREMENTS, first_other, detail, 0)
 
 
-def _measured_on(names: list[str], commit: str | None, revision: int | None) -> str:
-    """Say in words which measurements were made on which system."""
+def _measured_on(names: list[str], commit: str | None, revision: int | None, tool: str) -> str:
+    """Say in words which measurements were made on which system, and by which tool if that was another's."""
     sets = " and ".join(name[:ID_SHOWN] for name in names)
     code = "an unknown commit" if commit is None else f"commit {short_commit(commit)}"
-    return f"{sets} on {code}, quota revision {'unknown' if revision is None else revision}"
+    by = "" if tool == Source().tool else f" by {tool}"
+    return f"{sets}{by} on {code}, quota revision {'unknown' if revision is None else revision}"
 
 
 def short_commit(commit: str) -> str:

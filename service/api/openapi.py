@@ -51,6 +51,10 @@ QUERIES: dict[str, list[tuple[str, str, str]]] = {
         ("limit", "integer", "most tool calls in a page, 1 to 200 (default 50); a page of large ones ends earlier"),
         ("cursor", "string", "`next_cursor` of the page before"),
     ],
+    "list quota revisions": [
+        ("limit", "integer", "revisions in a page, 1 to 200 (default 50)"),
+        ("before", "integer", "revisions below this number: `next_before` of the page before"),
+    ],
     "snapshot": [
         ("since_seq", "integer", "events after this number only (default 0)"),
         ("wait", "number", "hold the answer until there is news, at most 30 seconds"),
@@ -58,7 +62,11 @@ QUERIES: dict[str, list[tuple[str, str, str]]] = {
 }
 
 
-LISTS = {("Runs", "list"): "list runs", ("ToolCalls", "list"): "list tool calls"}
+LISTS = {
+    ("Runs", "list"): "list runs",
+    ("ToolCalls", "list"): "list tool calls",
+    ("QuotaPages", "list"): "list quota revisions",
+}
 """Endpoints whose answer is a page that a query narrows."""
 
 GONE = {
@@ -66,6 +74,11 @@ GONE = {
     "/api/archives/{archive_id}/download/": "the bundle's file is missing or damaged",
 }
 """What 410 means, by path."""
+
+
+ID = {"type": "string", "format": "uuid"}
+NUMBERS = {"revision": {"type": "integer", "minimum": 1}}
+"""What stands in a path: ids, and what is counted."""
 
 
 class Description:
@@ -138,7 +151,7 @@ def _operation(path: str, operation: Operation, references: dict[Any, Any]) -> d
         "operationId": f"{noun}.{name}",
         "summary": inspect.getdoc(operation.endpoint) or "",
         "parameters": [
-            {"name": each, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+            {"name": each, "in": "path", "required": True, "schema": NUMBERS.get(each, ID)}
             for each in re.findall(r"{(\w+)}", path)
         ]
         + [

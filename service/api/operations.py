@@ -17,6 +17,7 @@ from service.db import Database
 from service.due import queue
 from service.errors import Unavailable
 from service.exchange import Answer, Exchange, answer_json
+from service.quota.shadow import revision_figures
 from service.tallies import worker_figures
 
 PROMETHEUS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
@@ -52,6 +53,7 @@ class Operations:
         with exchange.timed("db_ms"):
             async with self._database.read() as connection:
                 waiting = await queue(connection)
+                quota_figures = await revision_figures(connection)
         figures = [
             "# HELP plimsoll_queue_depth Runs that are due and not yet claimed.",
             "# TYPE plimsoll_queue_depth gauge",
@@ -61,7 +63,8 @@ class Operations:
             f"plimsoll_oldest_due_tick_seconds {waiting.oldest_due_s:.6f}",
             "",
         ]
-        body = _own_figures() + "\n".join(figures).encode() + await worker_figures(self._redis)
+        body = _own_figures() + "\n".join(figures).encode() + quota_figures.encode()
+        body += await worker_figures(self._redis)
         return Answer(body, content_type=PROMETHEUS_TEXT)
 
 

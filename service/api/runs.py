@@ -26,9 +26,9 @@ from service.families import cancel_run
 from service.grouping import Grouping
 from service.joins import FailurePolicy, JoinPolicy
 from service.ledger import Written
+from service.quota.gate import Gate
 from service.quota.inforce import Quotas
 from service.quota.limits import Limit, Quota
-from service.quota.rates import Rates
 from service.runs import RunStatus
 from service.workspaces import Agents, KnownAgent
 
@@ -96,7 +96,7 @@ class Runs:
         self,
         database: Database,
         commits: Commits,
-        rates: Rates,
+        gate: Gate,
         quotas: Quotas,
         sight: Sight,
         announcer: Announcer,
@@ -104,7 +104,7 @@ class Runs:
     ) -> None:
         self._database = database
         self._commits = commits
-        self._rates = rates
+        self._gate = gate
         self._quotas = quotas
         self._sight = sight
         self._announcer = announcer
@@ -119,7 +119,7 @@ class Runs:
         key = _idempotency_key(exchange)
         metadata = _metadata(body.metadata, "metadata")
         with exchange.timed("quota_ms"):
-            fields = await self._rates.take(body.workspace_id, quota.rates, Limit.RUN_CREATION)
+            fields = await self._gate.take(body.workspace_id, quota, Limit.RUN_CREATION)
         accepted = await self._commit(
             exchange,
             Create(
@@ -157,7 +157,7 @@ class Runs:
             quota = await self._quotas.of(facts.workspace_id)
         _require_reachable(options.quorum, quota)
         with exchange.timed("quota_ms"):
-            fields = await self._rates.take(facts.workspace_id, quota.rates, Limit.SUBRUN_SPAWN)
+            fields = await self._gate.take(facts.workspace_id, quota, Limit.SUBRUN_SPAWN)
         accepted = await self._commit(
             exchange,
             Spawn(

@@ -28,9 +28,9 @@ from service.errors import Gone, Invalid, NotFound
 from service.events import Following
 from service.exchange import Answer, Exchange, field_headers
 from service.grouping import Grouping
+from service.quota.gate import Gate
 from service.quota.inforce import Quotas
 from service.quota.limits import Limit
-from service.quota.rates import Rates
 
 MOST_KEPT_BYTES = 64 << 20
 """Memory for kept snapshots, in one process: 64 MiB."""
@@ -138,9 +138,9 @@ class Views:
 class Snapshots:
     """The endpoint."""
 
-    def __init__(self, views: Views, rates: Rates, quotas: Quotas, sight: Sight, following: Following) -> None:
+    def __init__(self, views: Views, gate: Gate, quotas: Quotas, sight: Sight, following: Following) -> None:
         self._views = views
-        self._rates = rates
+        self._gate = gate
         self._quotas = quotas
         self._sight = sight
         self._following = following
@@ -162,10 +162,10 @@ class Snapshots:
         finally:
             exchange.db_ms = (time.perf_counter() - asked) * 1e3
         fields: dict[str, str] = {}
-        if quota.rates:
+        if quota.rates or quota.shadow is not None:
             asked = time.perf_counter()
             try:
-                fields = await self._rates.take(facts.workspace_id, quota.rates, Limit.SNAPSHOT_POLL)
+                fields = await self._gate.take(facts.workspace_id, quota, Limit.SNAPSHOT_POLL)
             finally:
                 exchange.quota_ms = (time.perf_counter() - asked) * 1e3
         asked = time.perf_counter()

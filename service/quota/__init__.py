@@ -1,1 +1,7 @@
-"""How much a workspace may ask for: `limits` names the limits and their values, `rates` and `caps` hold them."""
+"""How much a workspace may ask for, and who says so.
+
+Reading order: `limits` (the names), `tables` (the values as a file), `revisions` and `overrides` (which values there
+are), `inforce` (which hold for a workspace right now); then what holds them: `gate` and `rates` with gcra.lua (`local`
+while Redis is away), `caps` in PostgreSQL, `keeper` and `leases` for sockets; then what looks on: `guardrails`,
+`shadow`, `refusals`, `usage`.
+"""

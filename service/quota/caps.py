@@ -9,14 +9,16 @@ lets through the foreign keys of those who need no count: a new agent, a token, 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.errors import QuotaExceeded
 from service.quota.limits import Limit, Quota
-from service.telemetry import QUOTA_REFUSALS
+from service.quota.shadow import Observation
 
 RETRY_AFTER_S = 1
 """What Retry-After says for a cap: nobody can know when a holder ends, so ask again soon."""
@@ -40,19 +42,26 @@ class Held:
 
     live_runs: int = 0
     live_parent_runs: int = 0
+    observed: list[Observation] = field(default_factory=list)
+    """What the shadow revision would have said to each write."""
 
     def admit_parent(self, quota: Quota) -> None:
         """Count one more parent run; raises QuotaExceeded and counts nothing when a cap forbids it."""
-        _require_room(Limit.LIVE_PARENT_RUNS, self.live_parent_runs, quota.live_parent_runs)
-        _require_room(Limit.LIVE_RUNS, self.live_runs, quota.live_runs)
+        self._require_room(quota, (Limit.LIVE_PARENT_RUNS, self.live_parent_runs), (Limit.LIVE_RUNS, self.live_runs))
         self.live_parent_runs += 1
         self.live_runs += 1
 
     def admit_subrun(self, quota: Quota, pending_subruns: int) -> None:
         """Count one more subrun of a parent that has `pending_subruns`; raises QuotaExceeded likewise."""
-        _require_room(Limit.PENDING_SUBRUNS, pending_subruns, quota.pending_subruns)
-        _require_room(Limit.LIVE_RUNS, self.live_runs, quota.live_runs)
+        self._require_room(quota, (Limit.PENDING_SUBRUNS, pending_subruns), (Limit.LIVE_RUNS, self.live_runs))
         self.live_runs += 1
+
+    def _require_room(self, quota: Quota, *uses: tuple[Limit, int]) -> None:
+        """Raise QuotaExceeded for the first cap that is used up; the shadow's opinion is noted either way."""
+        full = next(((limit, used) for limit, used in uses if _is_full(quota.cap(limit), used)), None)
+        self.observed += observe_caps(quota, uses, admitted=full is None)
+        if full is not None:
+            _refuse(*full, quota.cap(full[0]) or 0)
 
 
 async def lock_and_count(connection: AsyncConnection, workspace_ids: set[uuid.UUID]) -> dict[uuid.UUID, Held]:
@@ -87,15 +96,29 @@ def tool_calls_left(quota: Quota, pending: int) -> int | None:
     return None if quota.pending_tool_calls is None else max(0, quota.pending_tool_calls - pending)
 
 
-def _require_room(limit: Limit, used: int, most: int | None) -> None:
-    if most is not None and used >= most:
-        QUOTA_REFUSALS.labels(limit).inc()
-        raise QuotaExceeded(
-            limit,
-            f"({used} of {most} in use); try again when one of them has ended",
-            RETRY_AFTER_S,
-            {
-                "ratelimit-policy": f'"{limit}";q={most};qu="concurrent-requests"',
-                "ratelimit": f'"{limit}";r=0;t={RETRY_AFTER_S}',
-            },
-        )
+def observe_caps(quota: Quota, uses: Iterable[tuple[Limit, int]], *, admitted: bool) -> list[Observation]:
+    """Return what the shadow's caps would have said, where there is a shadow and it has these caps."""
+    shadow = quota.shadow
+    if shadow is None or shadow.revision is None:
+        return []
+    return [
+        Observation(shadow.revision, limit, refused := _is_full(shadow.cap(limit), used), refused and admitted)
+        for limit, used in uses
+        if shadow.cap(limit) is not None
+    ]
+
+
+def _is_full(most: int | None, used: int) -> bool:
+    return most is not None and used >= most
+
+
+def _refuse(limit: Limit, used: int, most: int) -> NoReturn:
+    raise QuotaExceeded(
+        limit,
+        f"({used} of {most} in use); try again when one of them has ended",
+        RETRY_AFTER_S,
+        {
+            "ratelimit-policy": f'"{limit}";q={most};qu="concurrent-requests"',
+            "ratelimit": f'"{limit}";r=0;t={RETRY_AFTER_S}',
+        },
+    )

@@ -1,18 +1,28 @@
-"""Which quota a workspace is under right now. What was read is trusted for a second, so a change is soon everywhere."""
+"""Which quota a workspace is under right now. What was read is trusted for a second, so a change is soon everywhere.
+
+One query for all workspaces that are asked for in one turn of the loop says which class each is in, what is overridden
+for it, and which revisions are active and shadow. A revision never changes, so its tables are read once a process.
+"""
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import msgspec
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.db import Database
 from service.errors import NotFound
 from service.grouping import Grouping
-from service.quota.limits import DEFAULT, LIFTED, Quota
-from service.workspaces import QuotaClass
+from service.quota.limits import Limit, Quota
+from service.quota.overrides import parse_value
+from service.quota.revisions import find
+from service.quota.tables import ClassTable, apply, quota_of, tables_by_class
 
 REMEMBERED_S = 1.0
 """How long a process trusts what it read of a workspace, seconds."""
@@ -20,11 +30,25 @@ REMEMBERED_S = 1.0
 MOST = 10_000
 """How many workspaces a process remembers."""
 
+MOST_REVISIONS = 8
+"""How many revisions' tables a process remembers: two are in use, and a rollback goes back to one of the last."""
 
-READ = text("SELECT workspace_id, quota_class FROM workspaces WHERE workspace_id = ANY(:ids)")
+MOST_QUOTAS = 1_000
+"""How many quotas that were put together a process remembers: all workspaces without overrides share one."""
 
-QUOTAS = {QuotaClass.DEFAULT: DEFAULT, QuotaClass.CALIBRATION: LIFTED}
-"""The quota of each class."""
+READ = text("""
+    SELECT w.workspace_id, w.quota_class, in_use.active, in_use.shadow,
+           (SELECT json_object_agg(o.limit_name, o.value)::text FROM quota_overrides o
+            WHERE o.workspace_id = w.workspace_id) AS overrides
+    FROM workspaces w CROSS JOIN (
+        SELECT (SELECT revision FROM quota_revisions WHERE state = 'active') AS active,
+               (SELECT revision FROM quota_revisions WHERE state = 'shadow') AS shadow
+    ) in_use
+    WHERE w.workspace_id = ANY(:ids)
+""")
+
+Key = tuple[int, int | None, str, str | None]
+"""All that a quota depends on: active and shadow revision, quota class, overrides as JSON."""
 
 
 class Quotas:
@@ -34,6 +58,8 @@ class Quotas:
         self._database = database
         self._monotonic = monotonic
         self._known: dict[uuid.UUID, tuple[float, Quota]] = {}
+        self._tables: OrderedDict[int, dict[str, ClassTable]] = OrderedDict()
+        self._quotas: dict[Key, Quota] = {}
         self._grouping: Grouping[uuid.UUID, Quota] = Grouping(self._read, lanes=2)
 
     def known(self, workspace_id: uuid.UUID) -> Quota | None:
@@ -48,9 +74,40 @@ class Quotas:
     async def _read(self, workspace_ids: Sequence[uuid.UUID]) -> Sequence[Quota | Exception]:
         asked_at = self._monotonic()
         async with self._database.read() as connection:
-            found = await connection.execute(READ, {"ids": list(set(workspace_ids))})
-            quotas = {row.workspace_id: QUOTAS[QuotaClass(row.quota_class)] for row in found}
+            found = (await connection.execute(READ, {"ids": list(set(workspace_ids))})).all()
+            for revision in {row.active for row in found} | {row.shadow for row in found} - {None}:
+                await self._learn(connection, revision)
+        quotas = {
+            row.workspace_id: self._quota((row.active, row.shadow, row.quota_class, row.overrides)) for row in found
+        }
         if len(self._known) >= MOST:
             self._known.clear()
         self._known.update((each, (asked_at + REMEMBERED_S, quota)) for each, quota in quotas.items())
         return [quotas.get(each) or NotFound("no such workspace") for each in workspace_ids]
+
+    async def _learn(self, connection: AsyncConnection, revision: int) -> None:
+        """Read a revision's tables unless they are known; what was in use longest ago is forgotten."""
+        if revision not in self._tables:
+            self._tables[revision] = tables_by_class((await find(connection, revision)).limits)
+        self._tables.move_to_end(revision)
+        while len(self._tables) > MOST_REVISIONS:
+            self._tables.popitem(last=False)
+
+    def _quota(self, key: Key) -> Quota:
+        """Return the quota that these make together."""
+        quota = self._quotas.get(key)
+        if quota is None:
+            if len(self._quotas) >= MOST_QUOTAS:
+                self._quotas.clear()
+            quota = self._quotas[key] = self._build(*key)
+        return quota
+
+    def _build(self, active: int, shadow: int | None, quota_class: str, overrides: str | None) -> Quota:
+        values = {} if overrides is None else msgspec.json.decode(overrides)
+        own = {name: parse_value(Limit(name), value) for name, value in values.items()}
+
+        def under(revision: int) -> Quota:
+            return replace(quota_of(apply(self._tables[revision][quota_class], own)), revision=revision)
+
+        quota = under(active)
+        return quota if shadow is None else replace(quota, shadow=under(shadow))

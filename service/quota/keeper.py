@@ -12,11 +12,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
+from redis.exceptions import RedisError
 
 from service.errors import QuotaExceeded, Unavailable
+from service.quota.caps import observe_caps
 from service.quota.leases import RENEW_EVERY_S, Full, Lease, Leases
 from service.quota.limits import Limit, Quota
-from service.telemetry import QUOTA_REFUSALS
+from service.quota.refusals import count_refusal
+from service.quota.shadow import ShadowTally
+from service.telemetry import SHADOW_UNCHECKED
 
 log = structlog.get_logger()
 
@@ -43,10 +47,12 @@ class Keeper:
         leases: Leases,
         quota_of: Callable[[uuid.UUID], Awaitable[Quota]],
         renew_every_s: float = RENEW_EVERY_S,
+        tally: ShadowTally | None = None,
     ) -> None:
         self._leases = leases
         self._quota_of = quota_of
         self._renew_every_s = renew_every_s
+        self._tally = tally
         self._held: dict[Lease, _Held] = {}
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -59,7 +65,7 @@ class Keeper:
         """
         self._held[lease] = _Held(await self._take(lease), lost)
         if self._task is None:
-            self._task = asyncio.create_task(self._renew_forever(), name="renew leases")
+            self._task = asyncio.create_task(self._renew_forever(), name="renew places")
         try:
             yield
         finally:
@@ -86,11 +92,27 @@ class Keeper:
             if quota.websockets is not None or quota.websockets_per_user is not None:
                 raise
             return quota  # nothing is counted against a lifted cap
+        await self._observe(lease, quota, full)
         if full is not None:
-            QUOTA_REFUSALS.labels(full.limit).inc()
+            count_refusal(full.limit, lease.workspace_id)
             most = quota.websockets if full.limit is Limit.WEBSOCKETS else quota.websockets_per_user
             raise QuotaExceeded(full.limit, f"({full.used} of {most} open); close one first", 1, {})
         return quota
+
+    async def _observe(self, lease: Lease, quota: Quota, full: Full | None) -> None:
+        """Count what the shadow revision would have said; one more question to Redis, and only while there is one."""
+        if quota.shadow is None or self._tally is None:
+            return
+        if full is not None:
+            uses = [(full.limit, full.used)]
+        else:
+            try:
+                held = await self._leases.held_beside(lease)
+            except (RedisError, OSError):  # the socket has its places; only the figure is missing
+                SHADOW_UNCHECKED.inc()
+                return
+            uses = list(zip((Limit.WEBSOCKETS, Limit.WEBSOCKETS_PER_USER), held, strict=True))
+        self._tally.count(observe_caps(quota, uses, admitted=full is None))
 
     async def _renew_forever(self) -> None:
         """Renew all places of this process, in one round trip."""

@@ -85,6 +85,14 @@ class Leases:
         limits = (Limit.WEBSOCKETS, Limit.WEBSOCKETS_PER_USER)
         return [Full(limits[number - 1], used) if number else None for number, used in answers]
 
+    async def held_beside(self, lease: Lease) -> tuple[int, int]:
+        """Return how many places others hold in the pools of a lease that was just taken."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            for key in keys(lease):
+                pipe.zcard(key)
+            workspace, user = await pipe.execute()
+        return workspace - 1, user - 1
+
     async def give_back(self, lease: Lease) -> None:
         """Free a socket's places at once; while Redis is away, they lapse by themselves."""
         await self._ends.submit(lease)

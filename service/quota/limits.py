@@ -1,13 +1,14 @@
-"""The limits by name, and the values in force.
+"""The limits by name, and the values that an installation starts with.
 
 A rate is how many requests a second a workspace may make in the long run, with a burst capacity for how many may come
-at once after a rest. A cap is how many of something a workspace may hold at one time.
+at once after a rest. A cap is how many of something a workspace may hold at one time. The values in force are those of
+the active revision (`revisions`); how they are written in a file: `tables`.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 
@@ -17,6 +18,7 @@ class Limit(enum.StrEnum):
     RUN_CREATION = "run_creation"  # rate of POST /api/runs/
     SUBRUN_SPAWN = "subrun_spawn"  # rate of POST .../spawn_subrun/
     SNAPSHOT_POLL = "snapshot_poll"  # rate of GET .../snapshot/
+    TICK = "tick"  # rate of worker turns; kept in each revision, but nothing holds it yet (docs/rates.md)
     LIVE_PARENT_RUNS = "live_parent_runs"  # cap on runs without a parent that are not final
     LIVE_RUNS = "live_runs"  # cap on runs that are not final, subruns included
     PENDING_SUBRUNS = "pending_subruns"  # cap on a run's subruns that are not final
@@ -24,6 +26,16 @@ class Limit(enum.StrEnum):
     WEBSOCKETS_PER_USER = "websockets_per_user"  # cap on the open sockets of one token
     PENDING_TOOL_CALLS = "pending_tool_calls"  # cap on tool calls that wait for approval
     PENDING_TOOL_CALLS_PER_RUN = "pending_tool_calls_per_run"  # the same for one run
+
+
+RATES = (Limit.RUN_CREATION, Limit.SUBRUN_SPAWN, Limit.SNAPSHOT_POLL, Limit.TICK)
+"""The limits that are rates."""
+
+CAPS = tuple(limit for limit in Limit if limit not in RATES)
+"""The limits that are caps."""
+
+MOST = 1_000_000
+"""Largest rate and burst: up to there gcra.lua, whose numbers are doubles, counts in whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +46,13 @@ class Rate:
     burst: int  # tokens that a rested workspace may spend at once
 
     def __post_init__(self) -> None:
-        if (self.per_s * 1000).denominator != 1 or self.per_s <= 0 or self.burst < 1:
-            raise ValueError("a rate is a positive multiple of 1/1000 with a burst of at least 1")
+        if (self.per_s * 1000).denominator != 1 or not 0 < self.per_s <= MOST or not 1 <= self.burst <= MOST:
+            raise ValueError(f"a rate is a positive multiple of 1/1000 with a burst from 1, and {MOST:,} at most")
 
 
 @dataclass(frozen=True)
 class Quota:
-    """All limits of one workspace. Null means: lifted."""
+    """All limits of one workspace. Null means lifted, and so does a rate that is not there."""
 
     rates: dict[Limit, Rate]
     live_parent_runs: int | None
@@ -50,11 +62,19 @@ class Quota:
     websockets_per_user: int | None
     pending_tool_calls: int | None
     pending_tool_calls_per_run: int | None
+    revision: int | None = field(default=None, compare=False)  # whose values these are; null outside of a database
+    shadow: Quota | None = None  # what the shadow revision would say; it refuses nothing
 
     @property
     def has_caps(self) -> bool:
-        """Whether what the workspace holds has to be counted."""
-        return (self.live_parent_runs, self.live_runs, self.pending_subruns) != (None, None, None)
+        """Whether what the workspace holds has to be counted, were it only for the shadow revision."""
+        counted = (self.live_parent_runs, self.live_runs, self.pending_subruns) != (None, None, None)
+        return counted or (self.shadow is not None and self.shadow.has_caps)
+
+    def cap(self, limit: Limit) -> int | None:
+        """Return a cap's value by its name."""
+        most: int | None = getattr(self, limit)
+        return most
 
 
 DEFAULT = Quota(
@@ -64,6 +84,7 @@ DEFAULT = Quota(
         Limit.RUN_CREATION: Rate(Fraction("10.29"), burst=11),
         Limit.SUBRUN_SPAWN: Rate(Fraction("2.14"), burst=5),
         Limit.SNAPSHOT_POLL: Rate(Fraction("18.49"), burst=19),
+        Limit.TICK: Rate(Fraction(41), burst=41),
     },
     live_parent_runs=5,
     live_runs=12,
@@ -73,6 +94,7 @@ DEFAULT = Quota(
     pending_tool_calls=6,
     pending_tool_calls_per_run=1,
 )
+"""What a workspace of the class `default` is under in revision 1, with which every installation starts."""
 
 LIFTED = Quota(
     rates={},
@@ -84,4 +106,4 @@ LIFTED = Quota(
     pending_tool_calls=None,
     pending_tool_calls_per_run=None,
 )
-"""What a calibration workspace is under: nothing, so that the system itself can be measured."""
+"""What a calibration workspace is under in revision 1: nothing, so that the system itself can be measured."""

@@ -38,7 +38,7 @@ GONE = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncp
 """How the driver says that its connection is gone; the last one between the server's farewell and its end."""
 
 HTTP_PROCESSES, WORKER_PROCESSES = 2, 2
-FORGET_S = 30.0  # when a server gives up a peer that it cannot reach: what its TCP keepalives are usually set to
+FORGET_S = 30.0  # when a server gives up a peer that it cannot reach: later than `service.db` asks of PostgreSQL, 25 s
 
 
 class Proxies:

@@ -113,7 +113,7 @@ def test_the_manifest_says_what_was_asked_and_vouches_for_every_file(tmp_path: P
     assert sorted(manifest["files"]) == ["resources.parquet", "runs.parquet", "samples-00001.parquet"]
     assert sorted(entry.name for entry in path.iterdir()) == ["manifest.json", *sorted(manifest["files"])]
     assert (manifest["complete"], manifest["planned_requests"], manifest["parameters"]) == (True, 3, {"runs": 3})
-    assert manifest["source"] == {"tool": "plimsoll", "cannot_know": []}
+    assert manifest["source"] == {"tool": "plimsoll", "cannot_know": [], "notes": []}
     start, end = manifest["clock"]["start"], manifest["clock"]["end"]
     assert start["monotonic_ns"] <= end["monotonic_ns"]
     assert path.name.endswith(f"Z-smoke-{manifest['measurement_id'][:8]}")

@@ -47,3 +47,17 @@ async def test_a_bug_after_the_commit_does_not_write_the_group_again(
     assert [(entry["log_level"], entry["event"]) for entry in logged] == [
         ("error", "announcement lost; the sweeper will find what is due")
     ]
+
+
+async def test_an_announcer_whose_redis_is_away_says_that_nobody_is_heard(logged: list[EventDict]) -> None:
+    client = connect_redis("redis://127.0.0.1:1")
+    announcer = Announcer(client, Doorbell("redis://127.0.0.1:1"))
+    heard = [announcer.is_unheard()]
+    for _ in range(3):
+        await announcer.announce([], NOW, due=True)
+        heard.append(announcer.is_unheard())
+    await client.aclose()
+    assert heard == [False, True, True, True]
+    assert [entry["event"] for entry in logged] == [
+        "redis is away; going on without it", "announcement lost; the sweeper will find what is due"
+    ]  # fmt: skip

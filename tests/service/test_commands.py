@@ -72,7 +72,7 @@ def test_bad_usage_is_one_line_that_names_the_flag(command: Command, arguments: 
 
 @pytest.mark.parametrize(
     "name",
-    ["up", "serve", "worker", "migrate", "workspace", "agent", "token", "archive-runs", "rehydrate-run"],
+    ["up", "serve", "worker", "migrate", "workspace", "agent", "token", "archive-runs", "rehydrate-run", "quotas"],
 )
 def test_every_command_has_help(command: Command, name: str) -> None:
     code, out, _ = command(name, "--help")

@@ -46,6 +46,11 @@ def test_a_setting_that_is_missing_or_wrong_is_named(environment: dict[str, str]
         Settings.from_environment(environment)
 
 
+def test_the_part_of_a_rate_that_a_process_gives_without_redis_is_read() -> None:
+    settings = Settings.from_environment({**ADDRESSES, "PLIMSOLL_REDIS_AWAY_RATE_PERCENT": "25"})
+    assert settings == Settings("postgresql://db", "redis://here", redis_away_rate_percent=25)
+
+
 def test_hosts_endpoints_and_keys_are_read() -> None:
     settings = Settings.from_environment(
         {
@@ -83,6 +88,10 @@ def test_hosts_endpoints_and_keys_are_read() -> None:
         ("PLIMSOLL_MODEL_BASE_URL", "https://models.example/v1?a=b"),
         ("PLIMSOLL_MODEL_KEY", "sk-\u00fc"),
         ("PLIMSOLL_MODEL_TIMEOUT_S", "0"),
+        ("PLIMSOLL_REDIS_AWAY_RATE_PERCENT", "0"),
+        ("PLIMSOLL_REDIS_AWAY_RATE_PERCENT", "101"),
+        ("PLIMSOLL_REDIS_AWAY_RATE_PERCENT", "33.3"),
+        ("PLIMSOLL_REDIS_AWAY_RATE_PERCENT", "9" * 5000),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_the_variables_name(name: str, value: str) -> None:

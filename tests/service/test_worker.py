@@ -44,6 +44,12 @@ async def test_without_a_ring_the_sweep_wakes_it(tenant: Tenant, ticker: Watched
         await ticker.until_all_ended(tenant)
 
 
+async def test_while_nobody_can_ring_it_looks_more_often_than_it_sweeps(tenant: Tenant, ticker: Watched) -> None:
+    async with working(Worker(tenant.database, ticker, NEVER_S, is_unheard=lambda: True)):
+        await tenant.run()
+        await ticker.until_all_ended(tenant)
+
+
 async def test_a_latency_ends_the_rest_without_a_ring_and_before_the_sweep(tenant: Tenant, ticker: Watched) -> None:
     agent = await tenant.agent({"kind": "PLAN", "latency_ms": 30}, {"kind": "MESSAGE", "latency_ms": 30})
     run_id = await tenant.run(agent)

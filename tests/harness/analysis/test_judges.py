@@ -181,4 +181,4 @@ def test_slow_requests_from_an_import_without_intended_times_say_that_they_count
         rows.samples[:] = [dataclasses.replace(row, intended_at_ns=None, latency_ms=None) for row in rows.samples]
 
     found = verdict(tmp_path, "snapshot-p95", Plan(), [forget_intended])
-    assert found.reason.endswith("Counted from sending; coordinated omission is not excluded.")
+    assert found.reason.endswith("Latencies are from send; coordinated omission not excluded.")

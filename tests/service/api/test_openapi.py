@@ -22,6 +22,8 @@ from service.api.answers import (
     ToolView,
     WorkspaceView,
 )
+from service.api.quotas import RevisionPage, RevisionView
+from service.quota.usage import WorkspaceQuotas
 
 
 def strictly(body: bytes, kind: type[msgspec.Struct]) -> None:
@@ -53,6 +55,9 @@ async def test_answers_are_what_the_description_says(tenant: Any, installation: 
         (f"/api/runs/{run_id}/snapshot/", SnapshotView),
         ("/api/toolcalls/", ToolCallPage),
         (f"/api/workspaces/{tenant.workspace_id}/tools/", ToolPage),
+        (f"/api/workspaces/{tenant.workspace_id}/quotas/", WorkspaceQuotas),
+        ("/api/quota-revisions/", RevisionPage),
+        ("/api/quota-revisions/1/", RevisionView),
         ("/api/nothing/", Problem),
         ("/api/runs/?limit=0", Problem),
     ):

@@ -211,8 +211,8 @@ async def test_caps_hold_when_many_ask_at_once(tenant: Any) -> None:
     assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 6
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.json() == {
-        "type": "urn:plimsoll:problem:quota-exceeded",
-        "title": "Quota exceeded",
+        "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
+        "title": "Request cannot be satisfied as assigned quota has been exceeded",
         "status": 429,
         "detail": refused.json()["error"],
         "instance": "/api/runs/",
