@@ -79,7 +79,10 @@ async def test_figures_that_redis_did_not_take_are_added_later(
     tallies.count_ticks(ticks=4, fenced=0, write_s=0.5)
     await Announcer(client, Doorbell(redis_url)).announce([], NOW, due=False, tallies=tallies)
 
-    assert [line["log_level"] for line in logged] == ["warning"]
+    assert [(line["log_level"], line["event"]) for line in logged] == [
+        ("warning", "redis is away; going on without it"),
+        ("warning", "announcement lost; the sweeper will find what is due"),
+    ]
     assert samples(await worker_figures(client))["plimsoll_ticks_total"] == 7
 
 
