@@ -68,6 +68,7 @@ class Load:
 
     def __init__(self, url: str, token: str, workspace_id: uuid.UUID, agent_id: uuid.UUID) -> None:
         self.url, self.token = url, token
+        self.workspace_id = workspace_id
         self.create = {"workspace_id": str(workspace_id), "agent_id": str(agent_id)}
         self.done: Counter[str] = Counter()
         self.faults: list[str] = []
@@ -78,7 +79,14 @@ class Load:
     @asynccontextmanager
     async def going_on(self) -> AsyncIterator[None]:
         """Let all kinds of clients go on during the block."""
-        kinds = {self._creator: 1, self._family: 1, self._poller: 2, self._long_poller: 3, self._follower: 3}
+        kinds = {
+            self._creator: 1,
+            self._family: 1,
+            self._poller: 2,
+            self._long_poller: 3,
+            self._follower: 3,
+            self._watcher: 1,
+        }
         async with asyncio.TaskGroup() as clients:
             for kind, count in kinds.items():
                 for _ in range(count):
@@ -171,6 +179,21 @@ class Load:
                 while not self.faults and not await self._followed(run_id, seen):
                     self.goodbyes["1012"] += 1
                 self.faults += faults_of(seen, 1, max(seen, default=0))
+
+    async def _watcher(self) -> None:
+        """Hold a socket on the workspace for as long as it lasts: whoever is replaced must part with it."""
+        while not self._stopping and not self.faults:
+            try:
+                async with open_socket(
+                    self.url, f"/ws/workspaces/{self.workspace_id}/", self.token, open_timeout=60
+                ) as socket_:
+                    while not self._stopping:
+                        await socket_.frame()
+                        self.done["_watcher"] += 1
+            except ConnectionClosed as end:
+                if end.rcvd is None or end.rcvd.code != 1012:
+                    self.faults.append(f"_watcher: {end!r}")
+                self.goodbyes["1012"] += 1
 
     async def _followed(self, run_id: str, seen: list[int]) -> bool:
         """Read a run's events until it has ended; False when the service restarts meanwhile."""
