@@ -42,7 +42,7 @@ import datetime as dt
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import text
@@ -107,6 +107,11 @@ class Backstop:
         self._monotonic = monotonic
         self._named: dict[uuid.UUID, str] = {}
         self._waiting: dict[uuid.UUID, _Waiting] | None = None
+
+    async def concerns(self, workspace_ids: Collection[uuid.UUID]) -> bool:
+        """Tell whether one of these has a tick rate, were it only in the shadow revision."""
+        quotas = (await self._quotas_of(workspace_ids)).values()
+        return any(Limit.TICK in each.rates or each.shadow is not None for each in quotas)
 
     async def take(self, turns: Sequence[Paying]) -> list[dt.timedelta | None]:
         """Take a token for each turn, the first ones first; returns for how long those without one are delayed."""

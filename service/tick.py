@@ -57,7 +57,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import structlog
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from service.advance import advance
 from service.announce import Announcer
@@ -85,18 +85,20 @@ BATCH = 128
 CROWD_PARTS = 4
 """A workspace that has one part in so many of a full batch crowds: the next batch is that of all others."""
 
+DEPTH, WHOLE_DEPTH = 512, 1_000_000_000
+"""How many of the due runs are looked at for others than the crowd's: those that are due for the shortest time, which
+costs as little as a claim; and now and then all of them."""
+
+WHOLE_EVERY_S = 1.0
+"""How often all due runs are looked at for others than the crowd's: ten thousand take PostgreSQL some 10 ms."""
+
 LONGEST_DELAY_S = 60.0
 """Longest pause before a run that could not be turned over is tried again."""
 
 MOST_ATTEMPTS = 8
 """Vain attempts in a row after which a run FAILS: the delays between them add up to some four minutes."""
 
-_CLAIM = text("""
-    WITH due AS (
-        SELECT run_id, next_tick_at AS due_at FROM runs
-        WHERE next_tick_at <= now() AND workspace_id <> ALL(CAST(:crowds AS uuid[]))
-        ORDER BY next_tick_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
-    )
+_TAKE = """
     UPDATE runs SET epoch = epoch + 1, next_tick_at = now() + make_interval(secs => :lease_s)
     FROM due WHERE runs.run_id = due.run_id
     RETURNING runs.run_id, runs.parent_run_id, runs.agent_id, runs.epoch,
@@ -104,7 +106,28 @@ _CLAIM = text("""
               runs.status, runs.script_position, runs.tool_call_id, runs.workspace_id,
               coalesce(runs.step_due_at <= now(), false) AS pays,
               coalesce(due.due_at = runs.step_due_at + interval '1 microsecond', false) AS waited
-""")
+"""
+
+_CLAIM = text(f"""
+    WITH due AS (
+        SELECT run_id, next_tick_at AS due_at FROM runs WHERE next_tick_at <= now()
+        ORDER BY next_tick_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
+    )
+    {_TAKE}
+""")  # noqa: S608 - our own words
+
+_CLAIM_OTHERS = text(f"""
+    WITH newest AS MATERIALIZED (
+        SELECT run_id, workspace_id FROM runs WHERE next_tick_at <= now() ORDER BY next_tick_at DESC LIMIT :depth
+    ), due AS (
+        SELECT run_id, next_tick_at AS due_at FROM runs
+        WHERE run_id = ANY(ARRAY(SELECT run_id FROM newest WHERE workspace_id <> ALL(CAST(:crowds AS uuid[]))))
+            AND next_tick_at <= now()
+        ORDER BY next_tick_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
+    )
+    {_TAKE}
+""")  # noqa: S608 - our own words
+"""Claims runs of other workspaces than those that crowd. Theirs are due for less long, so it looks from the end."""
 
 _POSTPONE = text("""
     UPDATE runs SET vain_attempts = vain_attempts + 1, next_tick_at = now() + make_interval(
@@ -180,6 +203,7 @@ class Ticker:
         self._shadow = shadow
         self._quotas = Quotas(database) if backstop is None else backstop.quotas
         self._crowds: list[uuid.UUID] = []
+        self._whole_at_s = 0.0
 
     async def claim(self, most: int = BATCH) -> list[Claim]:
         """Take the runs that have been due longest, at most `most`, each under a lease.
@@ -189,9 +213,9 @@ class Ticker:
         if self._backstop is not None:
             await self._backstop.call_those_who_may_come()
         crowds, self._crowds = self._crowds, []
-        claims = await self._claim(most, crowds) if crowds else []
+        claims = await self._claim_others(most, crowds) if crowds else []
         if not claims:
-            claims = await self._claim(most, [])
+            claims = await self._claim(_CLAIM, most=most)
             self._crowds = _crowds(claims) if len(claims) == most else []
         for claim in claims:
             self._tallies.observe_wait(claim.wait_s)
@@ -201,17 +225,25 @@ class Ticker:
         """Return for how long nothing has to be looked after beside what is due."""
         return float("inf") if self._backstop is None else self._backstop.rest_s()
 
-    async def _claim(self, most: int, crowds: Sequence[uuid.UUID]) -> list[Claim]:
+    async def _claim_others(self, most: int, crowds: Sequence[uuid.UUID]) -> list[Claim]:
+        """Take runs of other workspaces than these."""
+        depth, now_s = DEPTH, time.monotonic()
+        if now_s >= self._whole_at_s:
+            depth, self._whole_at_s = WHOLE_DEPTH, now_s + WHOLE_EVERY_S
+        return await self._claim(_CLAIM_OTHERS, most=most, crowds=crowds, depth=depth)
+
+    async def _claim(self, statement: TextClause, **asked: object) -> list[Claim]:
         async with self._database.read() as connection:
-            found = await connection.execute(_CLAIM, {"most": most, "lease_s": self._lease_s, "crowds": crowds})
+            found = await connection.execute(statement, {"lease_s": self._lease_s, **asked})
             return [Claim(*row) for row in found]
 
     async def _pay(self, claims: list[Claim]) -> list[Claim]:
         """Pay for the turns that have to, those that have been due longest first; the others are told their delay."""
-        if self._backstop is None:
+        backstop = self._backstop
+        if backstop is None or not await backstop.concerns({claim.workspace_id for claim in claims if claim.pays}):
             return claims
         paying = sorted((claim for claim in claims if claim.pays), key=lambda claim: -claim.wait_s)
-        delays = await self._backstop.take([Paying(claim.workspace_id, claim.waited) for claim in paying])
+        delays = await backstop.take([Paying(claim.workspace_id, claim.waited) for claim in paying])
         late = {claim.run_id: delay for claim, delay in zip(paying, delays, strict=True) if delay is not None}
         return [claim._replace(delay=late[claim.run_id]) if claim.run_id in late else claim for claim in claims]
 

@@ -107,7 +107,7 @@ class Connection:
         return self._rows(asked["ids"])
 
     def _claim(self, asked: Any) -> list[Any]:
-        runs = [run for run in self._runs.values() if run.workspace_id not in asked["crowds"]]
+        runs = [run for run in self._runs.values() if run.workspace_id not in asked.get("crowds", ())]
         due = [run for run in runs if run.next_tick_at is not None and run.next_tick_at <= self._now]
         due.sort(key=lambda run: (run.next_tick_at, run.run_id))
         claimed = []
@@ -328,6 +328,7 @@ class Connection:
 
 ANSWERS: dict[int, Callable[[Connection, Any], list[Any]]] = {
     id(tick._CLAIM): Connection._claim,
+    id(tick._CLAIM_OTHERS): Connection._claim,
     id(backstop.WHO_WAITS): Connection._who_waits,
     id(backstop.CALL): Connection._call,
     id(tick._POSTPONE): Connection._postpone,
