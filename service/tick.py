@@ -5,9 +5,9 @@ Overview
     and each batch goes through three stages:
 
     claim    one statement takes the runs that have been due longest, passing over rows that others hold. It raises
-             each run's `epoch` and moves its `next_tick_at` to the end of a lease. After a batch that a few workspaces
-             filled comes one of all others, so nobody waits behind a long line of somebody else's. Then the steps that
-             are due are paid for: those of a workspace over its tick rate are delayed (`backstop`).
+             each run's `epoch` and moves its `next_tick_at` to the end of a lease. While a few workspaces fill all
+             batches, one is that of all others now and then, so nobody waits behind a long line of somebody else's.
+             Then the steps that are due are paid for: those of a workspace over its tick rate are delayed (`backstop`).
     outcome  whatever happens outside the database, in no transaction, under the lease. A scripted agent asks nobody:
              its outcome is the script itself, read once per process. A tool that runs and a model that answers belong
              here (`outside`); their leases are renewed, and the worker lets them wait in a lane of their own.
@@ -83,14 +83,11 @@ BATCH = 128
 """Most runs in one claim. Rows per second grow with the batch up to about 64 (docs/performance.md)."""
 
 CROWD_PARTS = 4
-"""A workspace that has one part in so many of a full batch crowds: the next batch is that of all others."""
+"""A workspace that has one part in so many of a full batch crowds."""
 
-DEPTH, WHOLE_DEPTH = 512, 1_000_000_000
-"""How many of the due runs are looked at for others than the crowd's: those that are due for the shortest time, which
-costs as little as a claim; and now and then all of them."""
-
-WHOLE_EVERY_S = 1.0
-"""How often all due runs are looked at for others than the crowd's: ten thousand take PostgreSQL some 10 ms."""
+OTHERS_EVERY_S, OTHERS_EVERY_TIMES = 0.05, 50
+"""How often a batch is that of all others, while there is a crowd; and at most so that looking for them takes one part
+in so many of the time, with however many workspaces."""
 
 LONGEST_DELAY_S = 60.0
 """Longest pause before a run that could not be turned over is tried again."""
@@ -117,17 +114,28 @@ _CLAIM = text(f"""
 """)  # noqa: S608 - our own words
 
 _CLAIM_OTHERS = text(f"""
-    WITH newest AS MATERIALIZED (
-        SELECT run_id, workspace_id FROM runs WHERE next_tick_at <= now() ORDER BY next_tick_at DESC LIMIT :depth
+    WITH RECURSIVE busy AS (
+        (SELECT workspace_id FROM runs WHERE ended_at IS NULL ORDER BY workspace_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT runs.workspace_id FROM runs WHERE ended_at IS NULL AND runs.workspace_id > busy.workspace_id
+                ORDER BY runs.workspace_id LIMIT 1)
+        FROM busy WHERE busy.workspace_id IS NOT NULL
+    ), found AS MATERIALIZED (
+        SELECT theirs.run_id FROM busy CROSS JOIN LATERAL (
+            SELECT run_id FROM runs WHERE runs.workspace_id = busy.workspace_id AND ended_at IS NULL
+                AND next_tick_at + interval '0' <= now() LIMIT :most
+        ) AS theirs
+        WHERE busy.workspace_id <> ALL(CAST(:crowds AS uuid[]))
     ), due AS (
         SELECT run_id, next_tick_at AS due_at FROM runs
-        WHERE run_id = ANY(ARRAY(SELECT run_id FROM newest WHERE workspace_id <> ALL(CAST(:crowds AS uuid[]))))
-            AND next_tick_at <= now()
+        WHERE run_id = ANY(ARRAY(SELECT run_id FROM found)) AND next_tick_at <= now()
         ORDER BY next_tick_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
     )
     {_TAKE}
 """)  # noqa: S608 - our own words
-"""Claims runs of other workspaces than those that crowd. Theirs are due for less long, so it looks from the end."""
+"""Claims runs of other workspaces than those that crowd. It goes from one workspace with live runs to the next, and
+looks at the live runs of each but those: their line is passed over, however long it is. The index of what is due, where
+they stand in front, must not be used for it; hence the interval."""
 
 _POSTPONE = text("""
     UPDATE runs SET vain_attempts = vain_attempts + 1, next_tick_at = now() + make_interval(
@@ -203,17 +211,16 @@ class Ticker:
         self._shadow = shadow
         self._quotas = Quotas(database) if backstop is None else backstop.quotas
         self._crowds: list[uuid.UUID] = []
-        self._whole_at_s = 0.0
+        self._others_at_s = 0.0
 
     async def claim(self, most: int = BATCH) -> list[Claim]:
         """Take the runs that have been due longest, at most `most`, each under a lease.
 
-        After a batch that few workspaces filled it is the turn of all others.
+        After a batch that few workspaces filled it is now and then the turn of all others.
         """
         if self._backstop is not None:
             await self._backstop.call_those_who_may_come()
-        crowds, self._crowds = self._crowds, []
-        claims = await self._claim_others(most, crowds) if crowds else []
+        claims = await self._claim_others(most) if self._crowds and time.monotonic() >= self._others_at_s else []
         if not claims:
             claims = await self._claim(_CLAIM, most=most)
             self._crowds = _crowds(claims) if len(claims) == most else []
@@ -225,12 +232,13 @@ class Ticker:
         """Return for how long nothing has to be looked after beside what is due."""
         return float("inf") if self._backstop is None else self._backstop.rest_s()
 
-    async def _claim_others(self, most: int, crowds: Sequence[uuid.UUID]) -> list[Claim]:
-        """Take runs of other workspaces than these."""
-        depth, now_s = DEPTH, time.monotonic()
-        if now_s >= self._whole_at_s:
-            depth, self._whole_at_s = WHOLE_DEPTH, now_s + WHOLE_EVERY_S
-        return await self._claim(_CLAIM_OTHERS, most=most, crowds=crowds, depth=depth)
+    async def _claim_others(self, most: int) -> list[Claim]:
+        """Take runs of other workspaces than those that filled the last batch."""
+        started_s = time.monotonic()
+        claims = await self._claim(_CLAIM_OTHERS, most=most, crowds=self._crowds)
+        ended_s = time.monotonic()
+        self._others_at_s = ended_s + max(OTHERS_EVERY_S, OTHERS_EVERY_TIMES * (ended_s - started_s))
+        return claims
 
     async def _claim(self, statement: TextClause, **asked: object) -> list[Claim]:
         async with self._database.read() as connection:
@@ -447,8 +455,9 @@ async def settle_batch(ledger: Ledger, claims: Sequence[Claim], outcomes: Outcom
             continue
         ledger.note(outcome)
         ticks += outcome.run.ticks - run.ticks
-        observed += _observe(found, means, outcome.run, pending)
-        if run.workspace_id in pending:
+        if found.quota is not None:
+            observed += _observe(found, means, outcome.run, pending)
+        if pending and run.workspace_id in pending:
             pending[run.workspace_id] += sum(call.status == ToolCallStatus.PENDING for call in outcome.tool_calls)
     await ledger.write()
     return Settled(ticks, fenced, put_off, observed)
@@ -470,16 +479,20 @@ async def _pending(ledger: Ledger, outcomes: Outcomes) -> dict[uuid.UUID, int]:
 
 def _with_room(found: Outcome, pending: Mapping[uuid.UUID, int]) -> Means:
     """Return what a turn has at hand, with whether its workspace may have one more call that waits for approval."""
+    if found.quota is None:
+        return found.means
     used = pending.get(found.agent.workspace_id)
-    if found.quota is None or used is None or tool_calls_left(found.quota, used) != 0:
+    if used is None or tool_calls_left(found.quota, used) != 0:
         return found.means
     return msgspec.structs.replace(found.means, room=False)
 
 
 def _observe(found: Outcome, means: Means, run: RunRow, pending: Mapping[uuid.UUID, int]) -> list[Observation]:
     """Return what the shadow revision would have said to a turn that asked for a call that needs approval."""
+    if found.quota is None:
+        return []
     used = pending.get(run.workspace_id)
-    if found.quota is None or used is None:
+    if used is None:
         return []
     asked = run.status == RunStatus.WAITING_FOR_APPROVAL if means.room else not run.is_final
     # A run has one open call at most, so it has none when it asks for one.
