@@ -144,8 +144,9 @@ class Backstop:
             for workspace_id in found:  # nobody here knows under which rate they were delayed
                 await self._call(workspace_id)
             self._waiting = {}
+        quotas = await self._quotas_of(self._waiting)
         for workspace_id, waiting in list(self._waiting.items()):
-            rate = (await self.quotas.of(workspace_id)).rates.get(Limit.TICK)
+            rate = quotas[workspace_id].rates.get(Limit.TICK)
             if rate != waiting.rate:
                 await self._call(workspace_id)
                 del self._waiting[workspace_id]
@@ -155,11 +156,6 @@ class Backstop:
     def rest_s(self) -> float:
         """Return for how long what is known of the rates of those who wait is trusted; infinite when nobody waits."""
         return min((self.quotas.trusted_for_s(each) for each in self._waiting or ()), default=float("inf"))
-
-    async def close(self) -> None:
-        """Have what the shadow was asked about answered."""
-        if self._gate is not None:
-            await self._gate.drain()
 
     async def _call(self, workspace_id: uuid.UUID) -> None:
         """Tell the delayed runs of a workspace to come now; each is claimed once more for it."""
