@@ -91,6 +91,9 @@ class Guard:
         self._ping = ping
         self._patience_s = patience_s
         self._probe: asyncio.Task[None] | None = None
+        self._under_way = 0  # calls without an answer yet
+        self._none_under_way = asyncio.Event()
+        self._is_closed = False
 
     def is_away(self) -> bool:
         """Tell whether Redis is away, and have it looked for if so."""
@@ -101,8 +104,11 @@ class Guard:
 
     async def run(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
         """Make a call; raises Away without making it while Redis is away, and RedisError or OSError as it fails."""
+        if self._is_closed:
+            raise Away("the way to Redis is closed")
         if self.is_away():
             raise Away("Redis does not answer")
+        self._under_way += 1
         try:
             return await self._in_time(call)
         except (RedisConnectionError, RedisTimeoutError, OSError) as fault:
@@ -110,9 +116,20 @@ class Guard:
                 REDIS_AWAY.inc()
                 log.warning("redis is away; going on without it", fault=str(fault))
             raise
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._none_under_way.set()
 
     async def close(self) -> None:
-        """Stop looking for Redis."""
+        """Turn away whoever comes now, wait for the answers under way (never long), and stop looking for Redis.
+
+        A call after the pool was closed, or one that was just connecting, would open a connection that nobody closes.
+        """
+        self._is_closed = True
+        self._none_under_way.clear()
+        if self._under_way:
+            await self._none_under_way.wait()
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.gather(self._probe, return_exceptions=True)

@@ -16,7 +16,6 @@ nothing: `tick`.
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +26,7 @@ import uvloop
 from service.announce import Announcer, connect_redis
 from service.archive import Rounds
 from service.backstop import Backstop
+from service.conduct import calm_collector, heeds_hangup
 from service.db import Database, is_outage
 from service.doorbell import Doorbell
 from service.due import next_due_in_s
@@ -73,16 +73,11 @@ CANCEL_S = 0.8
 ROUND_DRAIN_S = 1.0
 """How long a stopping worker waits, after its batches, for what it is archiving; after that it is undone."""
 
-GC_THRESHOLDS = (50_000, 20, 20)
-"""The collector's default settings cost tail latency and find nothing: what a batch makes has no cycles."""
-
 
 def run(settings: Settings) -> int:
     """Work until told to stop; returns the process's exit code."""
     configure_logging(settings.log_level)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    calm_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_work(settings))
     return 0
@@ -228,7 +223,7 @@ async def _work(settings: Settings) -> None:
         rounds.stop()
 
     signals = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # it is, under `nohup`
+    if heeds_hangup():
         signals.append(signal.SIGHUP)
     stop_listening = doorbell.listen()
     for signum in signals:

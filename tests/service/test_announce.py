@@ -36,6 +36,18 @@ async def test_rings_that_nobody_hears_do_not_pile_up(redis_url: str, monkeypatc
     await client.aclose()
 
 
+async def test_a_ring_that_comes_after_the_end_of_its_client_opens_no_connection(redis_url: str) -> None:
+    client = connect_redis(redis_url)
+    announcer = Announcer(client, Doorbell(redis_url))
+    for _ in range(2):  # the second one has to wait for its turn
+        await announcer.announce([], NOW, due=True)
+    late = announcer._late_ring
+    assert late is not None
+    await client.aclose()
+    await late
+    assert not any(each.is_connected for each in client.connection_pool._available_connections)
+
+
 async def test_a_bug_after_the_commit_does_not_write_the_group_again(
     tenant: Tenant, redis_url: str, logged: list[EventDict]
 ) -> None:

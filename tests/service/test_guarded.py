@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -63,6 +64,12 @@ async def _get_by_pipeline(client: Guarded) -> None:
     async with client.pipeline(transaction=False) as pipe:
         pipe.get("x")
         await pipe.execute()
+
+
+def open_connections(client: Guarded) -> list[AbstractConnection]:
+    """Return the connections of a client's pool that are still open."""
+    pool = client.connection_pool
+    return [each for each in (*pool._available_connections, *pool._in_use_connections) if each.is_connected]
 
 
 async def until_back(client: Guarded) -> int:
@@ -160,3 +167,12 @@ async def test_a_client_closed_while_redis_is_away_leaves_no_alarm_and_no_probe(
     assert (client.guard.breaker.state, REDIS_AWAY._value.get()) == (State.PROBING, 1)
     await client.aclose()
     assert REDIS_AWAY._value.get() == 0
+
+
+async def test_a_client_that_closes_waits_for_the_call_under_way_and_opens_no_connection_again(client: Guarded) -> None:
+    asked = asyncio.ensure_future(client.set("x", "said"))
+    await asyncio.sleep(0)  # the call is about to connect
+    await client.aclose()
+    with pytest.raises(Away, match="closed"):
+        await client.get("x")
+    assert (asked.done(), await asked, open_connections(client)) == (True, True, [])
