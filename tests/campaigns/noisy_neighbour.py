@@ -43,7 +43,7 @@ PAGE = Path("docs/evidence/noisy-neighbour.md")
 WORKERS = 2
 NOISE = 100  # times the tick rate, were it held by nobody
 LATENCY_MS = 100.0  # of the neighbour's steps
-STEPS = 150  # of the neighbour's runs
+STEPS = 60  # of the neighbour's runs
 QUIET_PER_S = 8.0  # creates, of two turns each
 REPEATS, WINDOW_S = 5, 5.0
 SETTLE_S = 1.5  # between two windows: a change of rate is in force, and what it left behind is done
@@ -84,7 +84,7 @@ class Tenant:
     @classmethod
     async def make(cls, client: Client, database: Database, steps: int, latency_ms: float) -> Tenant:
         """Make one whose runs have so many steps."""
-        step = {"kind": "MESSAGE"}
+        step: dict[str, Any] = {"kind": "MESSAGE"}
         script = [step, *[{**step, "latency_ms": latency_ms}] * (steps - 1)]  # so that every turn writes a step
         async with database.begin() as connection:
             workspace_id = await create_workspace(connection, "neighbours", "default")

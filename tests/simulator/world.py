@@ -24,7 +24,7 @@ from tests.simulator.stage import LEASE_S, NONE, SWEEP_S, Stage
 CHILDREN = (*PLAIN_SCRIPTS, *TOOL_SCRIPTS, MODEL)
 """Agents that children may have."""
 
-TICK_RATES = (Rate(Fraction(2), 1), Rate(Fraction(20), 5), Rate(Fraction(1000), 50))
+TICK_RATES = (Rate(Fraction(1, 5), 1), Rate(Fraction(20), 5), Rate(Fraction(1000), 50))
 """What a workspace may be under in every second episode; it changes now and then."""
 
 
