@@ -26,8 +26,8 @@ Invariants
        whoever was delayed under another rate is told to come at once, and to queue again.
 
 Failures
-    A worker dies between claim and settle: the tokens of its batch are spent, at most 128 (`tick.BATCH`), and its runs
-    are due again when their leases end; then they pay again. So the workspace gets that many turns less.
+    A worker dies between claim and settle: the tokens of its batch are spent, at most 128 (`claims.BATCH`), and its
+    runs are due again when their leases end; then they pay again. So the workspace gets that many turns less.
     It dies with its knowledge of who was delayed: every worker that starts calls all who are delayed to come once more.
     A place in the line is not used (its run was cancelled, paused, ended): the token stays in the bucket.
     A turn is fenced, waits for room for a tool call, or finds the lane to the outside full: its token is spent.

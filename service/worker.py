@@ -26,6 +26,7 @@ import uvloop
 from service.announce import Announcer, connect_redis
 from service.archive import Rounds
 from service.backstop import Backstop
+from service.claims import BATCH, Claim
 from service.conduct import calm_collector, heeds_hangup
 from service.db import Database, is_outage
 from service.doorbell import Doorbell
@@ -40,7 +41,7 @@ from service.readiness import tell_ready
 from service.settings import Settings
 from service.tallies import Tallies
 from service.telemetry import configure_logging
-from service.tick import BATCH, Claim, Ticker
+from service.tick import Ticker
 from service.workspaces import Agents
 
 log = structlog.get_logger()

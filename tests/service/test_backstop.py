@@ -15,6 +15,7 @@ from structlog.typing import EventDict
 
 from service.announce import connect_redis
 from service.backstop import Backstop
+from service.claims import BATCH
 from service.control import pause_run, resume_run
 from service.db import Database
 from service.families import cancel_run
@@ -31,7 +32,7 @@ from service.quota.tables import RateValue
 from service.quota.ticks import TickRates
 from service.settings import Settings
 from service.tallies import Tallies, worker_figures
-from service.tick import BATCH, Ticker
+from service.tick import Ticker
 from service.toolcalls import create_definition
 from service.worker import Worker
 from service.workspaces import Agents, create_agent, create_workspace

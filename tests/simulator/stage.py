@@ -24,6 +24,7 @@ from service import commits, leases, outside, tick
 from service.approvals import decide_tool_call
 from service.backstop import Backstop
 from service.changes import GroupOptions
+from service.claims import Claim
 from service.commits import Commits, Create, Spawn
 from service.control import pause_run, resume_run
 from service.db import is_outage
@@ -34,7 +35,7 @@ from service.quota.inforce import Quotas
 from service.quota.limits import LIFTED, Limit, Rate
 from service.quota.ticks import Asked, LocalLines, Verdict
 from service.tallies import Tallies
-from service.tick import Claim, Ticker
+from service.tick import Ticker
 from service.workspaces import Agents
 from tests.simulator.breach import Breach, Broken
 from tests.simulator.database import MemoryDatabase, switch
