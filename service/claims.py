@@ -40,6 +40,8 @@ _TAKE = """
               coalesce(runs.step_due_at <= now(), false) AS pays,
               coalesce(due.due_at = runs.step_due_at + interval '1 microsecond', false) AS waited
 """
+"""Raises the epoch, begins the lease, and returns the columns of `Claim` in their order. The microsecond is
+`pen.BEHIND`, by which a run that the tick rate delayed is told from one that comes for the first time."""
 
 _CLAIM = text(f"""
     WITH due AS (
@@ -79,6 +81,8 @@ _POSTPONE = text("""
     WHERE run_id = :run_id AND epoch = :epoch AND ended_at IS NULL
     RETURNING vain_attempts
 """)
+"""The delay doubles with each attempt, from two leases on. Whoever claims later has raised the epoch: then nothing is
+written, and the attempt is not counted."""
 
 _HAND_BACK = text("""
     UPDATE runs SET next_tick_at = now() + make_interval(secs => :delay_s)
