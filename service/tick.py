@@ -48,7 +48,6 @@ Failures
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import time
 import uuid
 from collections import Counter
@@ -61,7 +60,7 @@ from sqlalchemy import TextClause, text
 
 from service.advance import advance
 from service.announce import Announcer
-from service.backstop import Backstop, Paying
+from service.backstop import Backstop, Delay, Paying
 from service.db import Database, is_outage, rows
 from service.families import advance_family, fail_run
 from service.ledger import Ledger
@@ -166,7 +165,7 @@ class Claim(NamedTuple):
     workspace_id: uuid.UUID
     pays: bool  # its step is due, so the turn needs a token of the workspace's tick rate
     waited: bool  # it was delayed before, and is due at the time that it was told
-    delay: dt.timedelta | None = None  # for how long its step is put off, since there was no token
+    delay: Delay | None = None  # its step is put off, since there was no token
 
 
 class Outcome(NamedTuple):
@@ -280,6 +279,11 @@ class Ticker:
             held = rows({"run_id": claim.run_id, "epoch": claim.epoch} for claim in claims)
             await connection.execute(_HAND_BACK, {"held": held, "delay_s": delay_s})
 
+    async def leave(self) -> None:
+        """Hand over, after the last turn, what this worker alone knows."""
+        if self._backstop is not None:
+            await self._backstop.leave()
+
     async def close(self) -> None:
         """Close what was opened to the outside."""
         await self._outside.close()
@@ -302,7 +306,7 @@ class Ticker:
     async def _outcome(self, claim: Claim, agent: KnownAgent) -> Outcome:
         """Find out what one run does next, waiting for its tool or its model when it has to."""
         if claim.delay is not None:
-            return Outcome(agent, Means(delay=claim.delay))
+            return Outcome(agent, Means(delay=claim.delay.by))
         if not agent.needs_means:
             return Outcome(agent)
         means = Means(is_model=agent.model is not None, max_steps=agent.max_steps, max_tool_calls=agent.max_tool_calls)
@@ -337,6 +341,7 @@ class Ticker:
             for claim in claims:
                 await self.settle([claim], outcomes, ring=ring)
             return
+        self._tell_backstop(claims)
         await self._announce(ledger, ring)
         for claim in settled.put_off:
             await self._settle_family(claim, outcomes, ring=ring)
@@ -361,7 +366,13 @@ class Ticker:
                 raise
             await self.postpone(claim, fault)
             return
+        self._tell_backstop([claim])
         await self._announce(ledger, ring)
+
+    def _tell_backstop(self, claims: Sequence[Claim]) -> None:
+        """Say that the delays of these turns are committed."""
+        if self._backstop is not None:
+            self._backstop.written((claim.workspace_id, claim.delay) for claim in claims if claim.delay is not None)
 
     async def _write(self, settle: Callable[[Ledger], Coroutine[Any, Any, Settled]]) -> tuple[Ledger, Settled]:
         """Settle in one transaction."""
