@@ -7,7 +7,6 @@ What a claim means for a run, and what protects it: `tick`. Who asks: `tick.Tick
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 import uuid
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from sqlalchemy import TextClause, text
 
+from service.backstop import Delay
 from service.db import Database, rows
 
 BATCH = 128
@@ -105,7 +105,7 @@ class Claim(NamedTuple):
     workspace_id: uuid.UUID
     pays: bool  # its step is due, so the turn needs a token of the workspace's tick rate
     waited: bool  # it was delayed before, and is due at the time that it was told
-    delay: dt.timedelta | None = None  # for how long its step is put off, since there was no token
+    delay: Delay | None = None  # its step is put off, since there was no token
 
 
 class Claims:

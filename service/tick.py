@@ -148,6 +148,11 @@ class Ticker:
         """Let somebody else claim these runs after a while: this worker waits for enough tools and models."""
         await self._claims.hand_back(claims, delay_s)
 
+    async def leave(self) -> None:
+        """Hand over, after the last turn, what this worker alone knows."""
+        if self._backstop is not None:
+            await self._backstop.leave()
+
     async def close(self) -> None:
         """Close what was opened to the outside."""
         await self._outside.close()
@@ -170,7 +175,7 @@ class Ticker:
     async def _outcome(self, claim: Claim, agent: KnownAgent) -> Outcome:
         """Find out what one run does next, waiting for its tool or its model when it has to."""
         if claim.delay is not None:
-            return Outcome(agent, Means(delay=claim.delay))
+            return Outcome(agent, Means(delay=claim.delay.by))
         if not agent.needs_means:
             return Outcome(agent)
         means = Means(is_model=agent.model is not None, max_steps=agent.max_steps, max_tool_calls=agent.max_tool_calls)
@@ -205,6 +210,7 @@ class Ticker:
             for claim in claims:
                 await self.settle([claim], outcomes, ring=ring)
             return
+        self._tell_backstop(claims)
         await self._announce(ledger, ring)
         for claim in settled.put_off:
             await self._settle_family(claim, outcomes[claim.run_id], ring=ring)
@@ -218,7 +224,13 @@ class Ticker:
                 raise
             await self.postpone(claim, fault)
             return
+        self._tell_backstop([claim])
         await self._announce(ledger, ring)
+
+    def _tell_backstop(self, claims: Sequence[Claim]) -> None:
+        """Say that the delays of these turns are committed."""
+        if self._backstop is not None:
+            self._backstop.written((claim.workspace_id, claim.delay) for claim in claims if claim.delay is not None)
 
     async def _write(self, settle: Callable[[Ledger], Coroutine[Any, Any, Settled]]) -> tuple[Ledger, Settled]:
         """Settle in one transaction."""

@@ -125,8 +125,13 @@ class Connection:
 
     def _call(self, asked: Any) -> list[Any]:
         for run in self._delayed():
-            if run.workspace_id == asked["workspace_id"]:
+            if run.workspace_id == asked["workspace_id"] and (asked["everybody"] or run.run_id in asked["run_ids"]):
                 run.step_due_at, run.next_tick_at = self._now, self._now + BEHIND
+        return []
+
+    def _passed_over(self, asked: Any) -> list[Any]:
+        """Return nobody: `_call` finds nobody locked."""
+        del asked
         return []
 
     def _delayed(self) -> list[RunRow]:
@@ -331,6 +336,7 @@ ANSWERS: dict[int, Callable[[Connection, Any], list[Any]]] = {
     id(claims._CLAIM_OTHERS): Connection._claim,
     id(backstop.WHO_WAITS): Connection._who_waits,
     id(backstop.CALL): Connection._call,
+    id(backstop.PASSED_OVER): Connection._passed_over,
     id(claims._POSTPONE): Connection._postpone,
     id(families._PARENT): Connection._parent,
     id(ledger._LOCK): Connection._lock,
