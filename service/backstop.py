@@ -30,7 +30,8 @@ Failures
     runs are due again when their leases end; then they pay again. So the workspace gets that many turns less.
     It dies with its knowledge of who was delayed: every worker that starts calls all who are delayed to come once more.
     It is told to stop: it calls those whom it knows of, so that they are known to others.
-    A place in the line is not used (its run was cancelled, paused, ended): the token stays in the bucket.
+    A place in the line is not used (its run was cancelled, paused, ended): the token stays in the bucket. When most
+    places are nobody's, those who stand behind are called to queue again, a few seconds later.
     A turn is fenced, waits for room for a tool call, or finds the lane to the outside full: its token is spent.
     Redis is away: each worker keeps the rates by itself, and counts that it did.
     Redis was emptied: buckets are full; those who come again find tokens, or are delayed once more.
@@ -80,6 +81,18 @@ PASSED_OVER = text("""
 """)
 """Those who were locked: for the transaction that called the others: these are due a microsecond after it began."""
 
+COUNT_WAITING = text("""
+    SELECT count(*) FROM runs WHERE workspace_id = :workspace_id AND ended_at IS NULL
+        AND next_tick_at > now() AND next_tick_at = step_due_at + interval '1 microsecond'
+""")
+
+LOOK_EVERY_S = 1.0
+"""How often a worker compares the lines that it knows of with those who stand in them, seconds."""
+
+FEW = 4
+"""Places of a line that may be nobody's beside as many as are somebody's: to call everybody costs a claim for each, so
+at most one for each run that was cancelled. Whoever is just being told his place is seen at the next look."""
+
 CALL_AGAIN_S = 0.1
 """How long a worker rests before it calls those who were locked once more, seconds."""
 
@@ -126,6 +139,8 @@ class Backstop:
         self._named: dict[uuid.UUID, str] = {}
         self._waiting: dict[uuid.UUID, _Waiting] | None = None
         self._passed_over: dict[uuid.UUID, list[uuid.UUID]] = {}
+        self._looked_at_s = self._monotonic()
+        self._doubtful: set[uuid.UUID] = set()
 
     async def concerns(self, workspace_ids: Collection[uuid.UUID]) -> bool:
         """Tell whether one of these has a tick rate, were it only in the shadow revision."""
@@ -181,6 +196,24 @@ class Backstop:
                     raise
             elif self._monotonic() < waiting.until_s:
                 self._remember(workspace_id, waiting)
+
+        if self._waiting and self._monotonic() >= self._looked_at_s + LOOK_EVERY_S:
+            self._looked_at_s = self._monotonic()
+            self._doubtful = {each for each in list(self._waiting) if await self._drop_if_empty(each)}
+
+    async def _drop_if_empty(self, workspace_id: uuid.UUID) -> bool:
+        """Call who waits in a line of which most places are nobody's, at two looks; tells whether they are at this."""
+        promised = await self._rates.promised(workspace_id)
+        if promised <= FEW:
+            return False
+        async with self._database.read() as connection:
+            waiting: int = (await connection.execute(COUNT_WAITING, {"workspace_id": workspace_id})).scalar_one()
+        if promised <= 2 * waiting + FEW:
+            return False
+        if workspace_id in self._doubtful:
+            await self._call(workspace_id)
+            return False
+        return True
 
     async def leave(self) -> None:
         """Have other workers learn of those whom this one delayed: they come once more, and queue again."""

@@ -397,6 +397,29 @@ async def test_a_change_of_the_rate_reaches_those_whom_a_worker_delayed_that_has
     assert await tenant.status(run_id) == "COMPLETED"
 
 
+async def test_nobody_waits_behind_a_line_of_runs_that_were_cancelled(tenant: Tenant, hands: Hands) -> None:
+    await limit(tenant, HOURLY, 2)
+    run_ids = await tenant.runs(12, await one_step(tenant))
+    claims = await hands.ticker.claim(most=10)
+    await settle(hands.ticker, claims)
+    async with tenant.database.begin() as connection:
+        for claim in claims:
+            if claim.delay is not None:
+                await cancel_run(connection, claim.run_id)
+    await drain(hands.ticker)  # the last two are told to come behind all of those
+    waits = (
+        "SELECT round(extract(epoch FROM next_tick_at - now()) / 1000)::int AS wait FROM runs WHERE ended_at IS NULL"
+    )
+    assert sorted(row["wait"] for row in await tenant.rows(waits)) == [9, 10]
+
+    for _ in range(2):
+        hands.now_s += 1.0
+        await drain(hands.ticker)
+
+    assert sorted(row["wait"] for row in await tenant.rows(waits)) == [1, 2]
+    assert len(run_ids) == 12
+
+
 async def test_who_is_called_in_vain_is_delayed_again_from_the_front(
     tenant: Tenant, client: redis.asyncio.Redis
 ) -> None:
