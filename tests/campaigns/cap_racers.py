@@ -47,7 +47,8 @@ from service.workspaces import Agents
 NO_METADATA = msgspec.Raw(b"{}")
 TURNS = 32  # runs in one batch
 TICKERS = 2  # batches at a time, for tool calls
-STALE = 6  # times that the same claims are settled, when only the run itself is in the way
+STALLED = 0.2  # share of batches that go on to the next worker before they are settled
+LATE = 3  # workers that settle the same runs at once, where only the run itself is in the way
 SHORT_LEASE_S = 0.05  # of holders that end without a word
 LONG_LEASE_S = 30.0  # of a worker
 DECIDE_EVERY_S = 0.05  # how often people look, where calls wait for room; so that most turns find none
@@ -61,6 +62,15 @@ PATIENCE_S = 60.0  # for what was begun to end
 PENDING_CALLS = text("""
     SELECT tool_call_id FROM tool_calls WHERE workspace_id = ANY(:ids) AND status = 'PENDING' ORDER BY random() LIMIT 4
 """)
+LEASES_END = text("""
+    WITH held AS (
+        SELECT run_id FROM runs WHERE workspace_id = ANY(:ids) AND ended_at IS NULL AND next_tick_at > now()
+        FOR NO KEY UPDATE SKIP LOCKED
+    )
+    UPDATE runs SET next_tick_at = now() FROM held WHERE runs.run_id = held.run_id
+""")
+"""As if their workers had stalled: the next one claims the same runs, and all of them go on."""
+
 LIVE_HOLDERS = text("""
     SELECT count(*) FROM runs WHERE workspace_id = ANY(:ids) AND ended_at IS NULL AND input_text <> ''
 """)
@@ -122,14 +132,13 @@ class Racer:
         self.client = connect_redis(start.redis_url)
         announcer = Announcer(self.client, Doorbell(start.redis_url))
         self.commits = Commits(self.database, announcer)
-        self.leases = (TwoSteps if start.mutant == "two steps" else Leases)(self.client)
-        self.short = Leases(self.client, SHORT_LEASE_S)
+        # Not the service's own client, which gives up after a moment: this is about places, not about outages.
+        self.sockets = redis.asyncio.from_url(start.redis_url)
+        self.leases = (TwoSteps if start.mutant == "two steps" else Leases)(self.sockets)
+        self.short = Leases(self.sockets, SHORT_LEASE_S)
         self.forgetful = start.mutant == "forgetful"
 
-        def ticker(lease_s: float) -> Ticker:
-            return Ticker(self.database, announcer, Agents(), Tallies(), lease_s)
-
-        self.ticker, self.hasty = ticker(LONG_LEASE_S), ticker(0.0)
+        self.ticker = Ticker(self.database, announcer, Agents(), Tallies(), LONG_LEASE_S)
         self._ends: set[asyncio.Task[None]] = set()
         self.told = Told()
         self.refused: Counter[str] = Counter()
@@ -233,16 +242,21 @@ class Racer:
         await asyncio.gather(deciding, return_exceptions=True)
 
     async def _request_calls(self, race: Round, *, alone: bool) -> None:
-        """Take turns at which runs ask for tool calls; `alone`: several settle the same claims at once."""
-        ticker, times = (self.hasty, STALE) if alone else (self.ticker, 1)
+        """Take turns at which runs ask for tool calls; `alone`: as many workers, all but one too late, at once."""
+        ids = {"ids": [field.workspace_id for field in race.fields]}
         while self.told.attempts < race.attempts:
-            claims = await ticker.claim(TURNS)
-            if not claims:
+            batches = [claims] if (claims := await self.ticker.claim(TURNS)) else []
+            while alone and claims and len(batches) < LATE and self.random.random() < STALLED:
+                async with self.database.begin() as connection:
+                    await connection.execute(LEASES_END, ids)
+                if claims := await self.ticker.claim(TURNS):
+                    batches.append(claims)
+            if not batches:
                 await asyncio.sleep(0.001)
                 continue
-            outcomes = await ticker.outcomes(claims)
-            self.told.attempts += times * sum(outcome.quota is not None for outcome in outcomes.values())
-            await self._together([ticker.settle(claims, outcomes) for _ in range(times)])
+            outcomes = await asyncio.gather(*map(self.ticker.outcomes, batches))
+            self.told.attempts += sum(outcome.quota is not None for found in outcomes for outcome in found.values())
+            await self._together([self.ticker.settle(*each) for each in zip(batches, outcomes, strict=True)])
 
     async def _decide(self, race: Round, pause_s: float) -> None:
         """Do what people do: approve some calls, reject the others."""
@@ -327,6 +341,7 @@ async def work() -> None:
         sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
         sys.stdout.buffer.flush()
     await racer.client.aclose()
+    await racer.sockets.aclose()
     await racer.database.close()
 
 

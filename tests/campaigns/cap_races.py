@@ -23,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 import redis
+import redis.asyncio
 from sqlalchemy import text
 
 from service.announce import Announcer, connect_redis
@@ -62,8 +63,7 @@ CAPS = (
     Limit.LIVE_PARENT_RUNS,
     Limit.LIVE_RUNS,
     Limit.PENDING_SUBRUNS,
-    Limit.PENDING_TOOL_CALLS,
-    Limit.PENDING_TOOL_CALLS_PER_RUN,
+    Limit.PENDING_TOOL_CALLS,  # each of its attempts is one on the run's own cap as well, which is replayed with it
     Limit.WEBSOCKETS,
     Limit.WEBSOCKETS_PER_USER,
 )
@@ -141,6 +141,7 @@ class Arena:
         self.database = Database(database_url, statement_timeout_s=None)
         self.redis_url = redis_url
         self.client = connect_redis(redis_url)
+        self.sockets = redis.asyncio.from_url(redis_url)
         announcer = Announcer(self.client, Doorbell(redis_url))
         self.commits = Commits(self.database, announcer)
         self.ticker = Ticker(self.database, announcer, Agents(), Tallies(), 30.0)
@@ -148,6 +149,7 @@ class Arena:
     async def close(self) -> None:
         """Close what was opened."""
         await self.client.aclose()
+        await self.sockets.aclose()
         await self.database.close()
 
     async def fields(self, limit: Limit) -> list[Field]:
@@ -222,7 +224,7 @@ class Arena:
         return bool(pending == most)
 
     async def _refill_sockets(self, limit: Limit, field: Field) -> bool:
-        leases, taken = Leases(self.client), []
+        leases, taken = Leases(self.sockets), []
         quota, user_id = quota_for(limit), field.users[0]
         for number in range((DEFAULT.cap(limit) or 0) + 1):
             mine = user_id if limit is Limit.WEBSOCKETS_PER_USER else uuid.uuid4()
@@ -316,18 +318,22 @@ async def audit(arena: Arena, result: Result, fields: Sequence[Field]) -> None:
     """Replay what the tables tell, and compare counters with rows."""
     ids = {"ids": [field.workspace_id for field in fields]}
     calls = result.limit in CALLS
-    changes = []
+    changes, runs = [], dict[str, str]()
     async with arena.database.read() as connection:
         for row in await connection.execute(CALL_CHANGES if calls else RUN_CHANGES, ids):
             parent, holder, who = (
                 (None, row.tool_call_id, "") if calls else (row.parent_run_id, str(row.run_id), row.who)
             )
             pool = pool_of(result.limit, row.workspace_id, row.run_id, parent)
+            runs[holder] = str(row.run_id)
             if pool is not None:
                 changes.append(Change(row.at_us, row.taken, pool, holder, who))
         rows = (await connection.execute(ROWS, ids)).one()
         result.faults += (await connection.execute(COUNTERS, ids)).scalars().all()
     history = replay(changes, result.most)
+    if calls:
+        per_run = [change._replace(pool=runs[change.holder]) for change in changes]
+        result.faults += replay(per_run, DEFAULT.pending_tool_calls_per_run or 0).faults
     standing = sum(len(field.parents) for field in fields) if result.limit is Limit.LIVE_RUNS else 0
     held = {Limit.LIVE_PARENT_RUNS: rows.live, Limit.LIVE_RUNS: rows.live}.get(result.limit, history.left)
     if history.left != held:

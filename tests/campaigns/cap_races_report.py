@@ -111,9 +111,9 @@ Faults:
 ## Races
 
 Processes ask as fast as they are answered, through group commit, a worker's turns, and the leases' script; places
-change hands all the time, given back by cancels, turns, decisions, ends of sockets, and leases that lapse. *Peak* is the most
-that was held at any instant: the commits of all events in order, or all commands of Redis. *Full* says how often
-somebody took the last place, *between* how often a place was taken after one that another process had taken. The
+change hands all the time, given back by cancels, turns, decisions, ends of sockets, and leases that lapse. *Peak* is
+the most that was held at an instant: the commits of all events in order, or all commands of Redis. *Full* says how
+often somebody took the last place, *between* how often a place was taken after one that another process had taken. The
 observer counts rows in statements of its own; *held back* is the share of its samples in which a transaction waited for
 another one's lock. For sockets it reads every command, so each is a sample. After each round all counters are compared
 with the rows, and pools are filled again: the number in brackets took exactly their cap.
