@@ -27,6 +27,7 @@ from sqlalchemy import text
 
 import service.advance
 import service.commits
+import service.ledger
 import service.quota.caps
 from service.announce import Announcer, connect_redis
 from service.approvals import decide_tool_call
@@ -314,10 +315,23 @@ class TwoSteps(Leases):
 
 
 def unlock() -> None:
-    """A mutant: count before the insert, and lock nothing."""
+    """A mutant: count before the insert, lock nothing, and take a moment in between."""
     service.quota.caps.LOCK = text("SELECT 1 FROM workspaces WHERE workspace_id = ANY(:ids)")
     without = service.commits.LOCK_PARENTS.text.replace("FOR NO KEY UPDATE", "")
     service.commits.LOCK_PARENTS = text(without)
+    service.commits._lock_parents = slowly(service.commits._lock_parents)
+    service.ledger.count_pending_tool_calls = slowly(service.ledger.count_pending_tool_calls)
+
+
+def slowly(read: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a reader that takes a moment after it has read."""
+
+    async def slow(*arguments: Any) -> Any:
+        found = await read(*arguments)
+        await asyncio.sleep(0.02)
+        return found
+
+    return slow
 
 
 MUTANTS: dict[str, Callable[[], None]] = {
