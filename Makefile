@@ -134,6 +134,10 @@ redis-away: $(STAMP) ## Redis hangs and dies under load; writes docs/evidence/re
 cap-races: $(STAMP) ## A million racing attempts on each cap; writes docs/evidence/cap-races.md (half an hour)
 	@$(PY) -m tests.campaigns.cap_races --attempts $(ATTEMPTS)
 
+.PHONY: noisy-neighbour
+noisy-neighbour: $(STAMP) ## A neighbour at 100 times its tick rate; writes docs/evidence/noisy-neighbour.md (3 minutes)
+	@$(PY) -m tests.campaigns.noisy_neighbour
+
 .PHONY: streams
 streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs/evidence/streams.md (2 minutes)
 	@$(PY) -m tests.campaigns.streams
