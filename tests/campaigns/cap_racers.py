@@ -46,10 +46,11 @@ from service.tick import Ticker
 from service.workspaces import Agents
 
 NO_METADATA = msgspec.Raw(b"{}")
-TURNS = 32  # runs in one batch
+MOST_CALLERS = 256
+TURNS = 128  # runs in one batch
 TICKERS = 2  # batches at a time, for tool calls
-STALLED = 0.2  # share of batches that go on to the next worker before they are settled
-LATE = 3  # workers that settle the same runs at once, where only the run itself is in the way
+STALLED = 0.9  # share of batches that go on to the next worker before they are settled
+LATE = 6  # workers that settle the same runs at once, where only the run itself is in the way
 SHORT_LEASE_S = 0.05  # of holders that end without a word
 LONG_LEASE_S = 30.0  # of a worker
 DECIDE_EVERY_S = 0.05  # how often people look, where calls wait for room; so that most turns find none
@@ -134,7 +135,7 @@ class Racer:
         announcer = Announcer(self.client, Doorbell(start.redis_url))
         self.commits = Commits(self.database, announcer)
         # Not the service's own client, which gives up after a moment: this is about places, not about outages.
-        self.sockets = redis.asyncio.from_url(start.redis_url)
+        self.sockets = redis.asyncio.from_url(start.redis_url, max_connections=2 * MOST_CALLERS)
         self.leases = (TwoSteps if start.mutant == "two steps" else Leases)(self.sockets)
         self.short = Leases(self.sockets, SHORT_LEASE_S)
         self.forgetful = start.mutant == "forgetful"
@@ -197,10 +198,14 @@ class Racer:
     async def _turn_over(self) -> None:
         """Do a worker's work."""
         while True:
-            claims = await self.ticker.claim(TURNS)
-            if claims:
+            try:
+                claims = await self.ticker.claim(TURNS)
                 await self.ticker.settle(claims, await self.ticker.outcomes(claims))
-            else:
+            except Exception as fault:  # as a worker does: its runs are due again when their leases end
+                self.failed[f"a turn: {type(fault).__name__}"] += 1
+                sys.stderr.write(f"{fault!r}\n"[:600])
+                claims = []
+            if not claims:
                 await asyncio.sleep(0.005)
 
     async def _accept_runs(self, race: Round) -> None:
@@ -320,6 +325,7 @@ def unlock() -> None:
     without = service.commits.LOCK_PARENTS.text.replace("FOR NO KEY UPDATE", "")
     service.commits.LOCK_PARENTS = text(without)
     service.commits._lock_parents = slowly(service.commits._lock_parents)
+    service.commits.lock_and_count = slowly(service.commits.lock_and_count)
     service.ledger.count_pending_tool_calls = slowly(service.ledger.count_pending_tool_calls)
 
 

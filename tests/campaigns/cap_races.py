@@ -64,6 +64,7 @@ CAPS = (
     Limit.LIVE_RUNS,
     Limit.PENDING_SUBRUNS,
     Limit.PENDING_TOOL_CALLS,  # each of its attempts is one on the run's own cap as well, which is replayed with it
+    Limit.PENDING_TOOL_CALLS_PER_RUN,
     Limit.WEBSOCKETS,
     Limit.WEBSOCKETS_PER_USER,
 )
@@ -73,10 +74,10 @@ CALLS = (Limit.PENDING_TOOL_CALLS, Limit.PENDING_TOOL_CALLS_PER_RUN)
 ATTEMPTS = 1_000_000  # on each cap
 ROUND = 50_000  # attempts between two audits
 PROCESSES = 2
-CALLERS = 192  # of each process
+CALLERS = 256  # of each process
 WORKSPACES = 4
 PARENTS, USERS = 2, 2  # of each workspace
-RUNS = {Limit.PENDING_TOOL_CALLS: 40, Limit.PENDING_TOOL_CALLS_PER_RUN: 6}  # of each workspace, that want tool calls
+RUNS = {Limit.PENDING_TOOL_CALLS: 40, Limit.PENDING_TOOL_CALLS_PER_RUN: 160}  # of each workspace, that want tool calls
 SCRIPT = 100  # tool calls of each of these runs at most
 SAMPLE_EVERY_S = 0.02
 PATIENCE_S = 300.0  # for a round

@@ -34,11 +34,13 @@ def race_all(stack: Stack, name: str, limits: tuple[Limit, ...], attempts: int, 
 
     async def run() -> list[Result]:
         arena = Arena(database_url, stack.redis_url, HOLD_S)
-        async with racing(database_url, stack.redis_url, 2, mutant) as racers:
-            results = [await race_for(arena, racers, limit, attempts) for limit in limits]
-        results[0].faults += await contradictions(arena)
-        await arena.close()
-        return results
+        try:
+            async with racing(database_url, stack.redis_url, 2, mutant) as racers:
+                results = [await race_for(arena, racers, limit, attempts) for limit in limits]
+            results[0].faults += await contradictions(arena)
+            return results
+        finally:
+            await arena.close()
 
     return asyncio.run(run())
 
