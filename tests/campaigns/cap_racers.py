@@ -52,7 +52,7 @@ TICKERS = 2  # batches at a time, for tool calls
 STALLED = 0.9  # share of batches that go on to the next worker before they are settled
 LATE = 6  # workers that settle the same runs at once, where only the run itself is in the way
 SHORT_LEASE_S = 0.05  # of holders that end without a word
-LONG_LEASE_S = 30.0  # of a worker
+LONG_LEASE_S = 3.0  # of a worker
 DECIDE_EVERY_S = 0.05  # how often people look, where calls wait for room; so that most turns find none
 SILENT = 0.05  # share of holders that do
 HOLD_S = 1.0  # places change hands all the time, and most who ask find none
@@ -121,7 +121,8 @@ class Told(msgspec.Struct):
 
 def quota_for(limit: Limit) -> Quota:
     """Return a quota under which only this cap counts, with its default value."""
-    return replace(LIFTED, **{limit.value: DEFAULT.cap(limit)})
+    cap: dict[str, Any] = {limit.value: DEFAULT.cap(limit)}
+    return replace(LIFTED, **cap)
 
 
 class Racer:
@@ -200,10 +201,10 @@ class Racer:
         while True:
             try:
                 claims = await self.ticker.claim(TURNS)
-                await self.ticker.settle(claims, await self.ticker.outcomes(claims))
+                if claims:
+                    await self.ticker.settle(claims, await self.ticker.outcomes(claims))
             except Exception as fault:  # as a worker does: its runs are due again when their leases end
                 self.failed[f"a turn: {type(fault).__name__}"] += 1
-                sys.stderr.write(f"{fault!r}\n"[:600])
                 claims = []
             if not claims:
                 await asyncio.sleep(0.005)
@@ -325,8 +326,8 @@ def unlock() -> None:
     without = service.commits.LOCK_PARENTS.text.replace("FOR NO KEY UPDATE", "")
     service.commits.LOCK_PARENTS = text(without)
     service.commits._lock_parents = slowly(service.commits._lock_parents)
-    service.commits.lock_and_count = slowly(service.commits.lock_and_count)
-    service.ledger.count_pending_tool_calls = slowly(service.ledger.count_pending_tool_calls)
+    for module, name in ((service.commits, "lock_and_count"), (service.ledger, "count_pending_tool_calls")):
+        setattr(module, name, slowly(getattr(module, name)))
 
 
 def slowly(read: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:

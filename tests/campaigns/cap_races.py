@@ -20,6 +20,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import redis
@@ -161,7 +162,7 @@ class Arena:
         asks = {"kind": StepKind.TOOL_CALL.value, "tool": "ask", "arguments": {}}
         async with self.database.begin() as connection:
             workspace_id = await create_workspace(connection, "arena", "default")
-            script = [{"kind": StepKind.OBSERVATION.value, "latency_ms": self.hold_s * 1000}]
+            script: list[dict[str, Any]] = [{"kind": StepKind.OBSERVATION.value, "latency_ms": self.hold_s * 1000}]
             if limit in CALLS:
                 await create_definition(connection, workspace_id, "ask", "echo", Risk.ELEVATED)
                 script = [asks] * SCRIPT
@@ -257,7 +258,7 @@ class Listener:
     def __init__(self, redis_url: str, monitored: Monitored) -> None:
         self._monitored = monitored
         self._client = redis.Redis.from_url(redis_url)
-        self._connection = self._client.connection_pool.get_connection()
+        self._connection = cast("Any", self._client.connection_pool.get_connection())
         self._connection.send_command("MONITOR")
         self._connection.read_response()
         self._mark = f"mark-{uuid.uuid4().hex}"

@@ -122,8 +122,8 @@ with the rows, and pools are filled again: the number in brackets took exactly t
 |{"---|" * len(COLUMNS)}
 {rows}
 
-A run's own cap on tool calls is held three times over: by the run's row lock and epoch, by a unique index, and by the
-numbers of its events.
+A run's own cap on tool calls is raced for by workers whose leases have ended: several hold the same runs and settle
+them at once, and each of them asks.
 
 {slots.page()}"""
 

@@ -122,7 +122,7 @@ class Tenant:
 
     async def create(self) -> str | None:
         """Ask for a run that stays; None when a cap refuses."""
-        body = {"workspace_id": str(self.workspace_id), "agent_id": self.agent_id}
+        body: dict[str, object] = {"workspace_id": str(self.workspace_id), "agent_id": self.agent_id}
         answer = await self.post("/api/runs/", {**body, "expected_subruns": 1000, "max_wait_seconds": 3600})
         return None if answer.status_code == 429 else str(answer.raise_for_status().json()["run_id"])
 
@@ -186,7 +186,7 @@ async def calls_trials(tenant: Tenant, limit: Limit, trials: int) -> list[float]
     runs = 1 if limit is Limit.PENDING_TOOL_CALLS_PER_RUN else (DEFAULT.pending_tool_calls or 0) + 1
     most = 1 if runs == 1 else runs - 1
     for _ in range(runs):
-        body = {"workspace_id": str(tenant.workspace_id), "agent_id": tenant.agent_id}
+        body: dict[str, object] = {"workspace_id": str(tenant.workspace_id), "agent_id": tenant.agent_id}
         (await tenant.post("/api/runs/", body)).raise_for_status()
 
     async def full() -> bool:

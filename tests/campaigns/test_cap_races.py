@@ -52,11 +52,10 @@ def test_no_cap_is_exceeded_and_no_place_is_lost_when_processes_race(exact: Stac
     assert [(result.limit, result.history.peak) for result in results] == [(each.limit, each.most) for each in results]
 
 
-@pytest.mark.parametrize(
-    "limit", [Limit.LIVE_PARENT_RUNS, Limit.LIVE_RUNS, Limit.PENDING_SUBRUNS, Limit.PENDING_TOOL_CALLS]
-)
+@pytest.mark.parametrize("limit", [Limit.LIVE_PARENT_RUNS, Limit.PENDING_TOOL_CALLS])
 def test_a_count_without_a_lock_is_found_out(exact: Stack, limit: Limit) -> None:
-    [result] = race_all(exact, f"unlocked_{limit}", (limit,), 1500, "unlocked")
+    attempts = 1_500 if limit is Limit.PENDING_TOOL_CALLS else 12_000  # 256 callers ask at once, of each process
+    [result] = race_all(exact, f"unlocked_{limit}", (limit,), attempts, "unlocked")
     assert result.history.peak > result.most
     assert any(" held " in fault for fault in result.all_faults())
 
