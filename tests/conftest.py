@@ -29,9 +29,10 @@ def run_sql(stack: Stack, *statements: str) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def heeding_hangup() -> None:
-    """Under `nohup` the tests, and all that they start, would be deaf to SIGHUP."""
+def heeding_signals() -> None:
+    """Under `nohup`, or in the background of a script, the tests and all that they start would be deaf to signals."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
