@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import jinja2
 import pandas as pd
 
-from harness.analysis import display, figures, tables
+from harness.analysis import display, figures, layout, tables
 from harness.analysis.slo import Status
 from harness.evaluation import Evaluation
 
@@ -99,7 +99,7 @@ def summary(evaluation: Evaluation) -> str:
         lines += ["What these samples cannot tell, because another tool recorded them:", ""]
         lines += [*(f"- {note}" for note in evaluation.data.notes), ""]
     lines += [f"Judged: {', '.join(f'`{name}`' for name in evaluation.measurement_ids)}", ""]
-    return display.unbroken("\n".join(lines))
+    return layout.unbroken("\n".join(lines))
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from harness import pages, verdictfile
-from harness.analysis.display import unbroken
+from harness.analysis.layout import unbroken
 from harness.errors import BadUsage, ExitCode, HarnessError
 from harness.evaluation import Evaluation, load
 from harness.execution import page_of, run_notebook

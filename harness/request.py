@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.errors import BadUsage
 from harness.folders import NOTEBOOKS, find_in_checkout
-from harness.notebooks import Notebook, check_parameters, find_notebooks
+from harness.notebooks import Notebook, applicable, check_parameters, find_notebooks
 from harness.sampleset import read_manifest
 from harness.slofile import SLO_FILE, SloFileError, read_slos
 
@@ -41,9 +41,10 @@ def check_request(
     parameters: Mapping[str, str] | None = None,
     slo_file: Path = SLO_FILE,
 ) -> Request:
-    """Return the request. `notebooks` are names, null for all of the checkout's; `parameters` are YAML texts by name.
+    """Return the request. `notebooks` are names, null for those of the checkout that apply.
 
-    Raises BadUsage that names the flag, or a SampleSetError for a path that is no sample set.
+    `parameters` are YAML texts by name. Raises BadUsage that names the flag, or a SampleSetError for a path that is no
+    sample set.
     """
     if not samples:
         raise BadUsage("--samples needs at least one folder of a sample set")
@@ -59,8 +60,9 @@ def check_request(
     chosen = find_notebooks(notebooks, find_in_checkout(NOTEBOOKS))
     ours = {"samples": [str(path.resolve()) for path in samples], "partial": partial, "slo_file": str(slos.resolve())}
     checked = check_parameters(chosen, ours, parameters or {})
-    for path in samples:
-        read_manifest(path)
+    modes = {read_manifest(path).mode for path in samples}
+    if notebooks is None:
+        chosen = applicable(chosen, modes, baseline=False)
     return Request(tuple(samples), slos, chosen, checked, out, partial)
 
 

@@ -283,7 +283,7 @@ def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[Request]) -
     [
         (("--parameter", "nope=3"), "--parameter: no notebook has a parameter 'nope': there are slowest"),
         (("--parameter", "slowest=few"), "--parameter: notebook run_overview: parameter 'slowest': expected int, got"),
-        (("--notebooks", "nope"), "--notebooks: no notebook is called 'nope': there are slo_compliance, run_overview"),
+        (("--notebooks", "nope"), "--notebooks: no notebook is called 'nope': there are slo_compliance, burst_limits"),
         (("--slo", "nope.yaml"), "--slo nope.yaml: this file of SLOs does not exist"),
         (("--slo", "pyproject.toml"), "--slo pyproject.toml: is not YAML"),
         (("--out", "pyproject.toml/report"), "--out pyproject.toml/report: cannot be written"),

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness import pages
-from harness.analysis.display import unbroken
+from harness.analysis.layout import unbroken
 from harness.errors import HarnessError
 from harness.report import write_report
 from harness.request import check_request

@@ -8,6 +8,7 @@ import pytest
 
 from harness.analysis import display
 from harness.analysis.display import VerdictRow
+from harness.analysis.layout import unbroken
 from harness.evaluation import load
 from harness.sample import Mode
 from tests.harness.synthetic import Plan, write_sample_set
@@ -55,7 +56,7 @@ def test_an_effective_size_says_for_which_statistic(tmp_path: Path) -> None:
     ],
 )
 def test_no_line_breaks_between_a_number_and_its_unit(text: str, kept: str) -> None:
-    assert display.unbroken(text) == kept
+    assert unbroken(text) == kept
 
 
 def test_mixed_measurements_are_told_once_with_short_names_and_their_folders(tmp_path: Path) -> None:
