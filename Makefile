@@ -135,6 +135,10 @@ streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs
 calibrate: $(STAMP) ## How often the statistics are wrong; writes docs/evidence/*-calibration.md (2 minutes)
 	@$(PY) -m tests.calibration
 
+.PHONY: silent-failures
+silent-failures: $(STAMP) ## Faults that a report must not swallow; writes docs/evidence/silent-failures.md (1 minute)
+	@$(PY) -m tests.campaigns.silent_failures
+
 .PHONY: chaos
 chaos: $(STAMP) ## SIGKILLs and network faults under load, then an audit: make chaos RUNS=2000 KILLS=100 SEED=1 (15 minutes)
 	@exec $(PY) -m tests.campaigns.chaos --runs $(RUNS) --kills $(KILLS) --seed $(SEED)
@@ -173,4 +177,4 @@ clean: ## Remove .venv, built wheels and tool caches; keeps data/
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z.][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z.][a-z-]*:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
