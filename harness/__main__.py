@@ -40,6 +40,7 @@ from harness.workspaces import SNAPSHOT_RATE_PER_S
 CHILDREN_MAX = 4  # the service's cap of pending subruns per parent
 SECONDS_MAX = 86_400.0  # no interval of a load test is longer than a day
 CELL_SECONDS_MIN, CELL_SECONDS_MAX = 0.1, 60.0  # of one cell of the bench
+BASELINE_HELP = "a sample set, or a folder that holds some, than which these samples must not be more than 5 %% slower"
 CLOSED_MODES = [str(mode) for mode in (Mode.SMOKE, Mode.BURST, Mode.SOAK)]
 
 
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     report.add_argument("--samples", nargs="+", type=Path, required=True, metavar="PATH", help="sample set folders")
+    report.add_argument("--baseline", type=Path, metavar="PATH", help=BASELINE_HELP)
     report.add_argument("--notebooks", metavar="A,B", help="names of the notebooks, by commas; default: all that apply")
     report.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the report; default: a new one in data/reports"
@@ -236,6 +238,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         add(flag, type=_seconds, default=seconds, metavar="S", help=f"seconds {meaning} (default: {seconds:g})")
     _add_target(run)
     add("--gate", action="store_true", help="judge the samples at once and exit as `report` does")
+    add("--baseline", type=Path, metavar="PATH", help=f"with --gate: {BASELINE_HELP}")
     add("--json", action="store_true", help="print one JSON object (milliseconds) instead of the table")
 
 
@@ -249,8 +252,10 @@ def _target(arguments: argparse.Namespace) -> AbstractContextManager[Target]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.baseline is not None and not arguments.gate:
+        raise BadUsage("--baseline needs --gate: without it nothing is judged")
     if arguments.gate:
-        require_judgeable()
+        require_judgeable(arguments.baseline)
     plan = Plan(
         mode=Mode(arguments.mode),
         runs=arguments.runs,
@@ -274,7 +279,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not arguments.gate:
         return ExitCode.PASSED
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        return _judge(check_request([measured.path]))
+        return _judge(check_request([measured.path], baseline=arguments.baseline))
 
 
 def _burst_limits(arguments: argparse.Namespace) -> int:
@@ -308,6 +313,7 @@ def _report(arguments: argparse.Namespace) -> int:
             partial=arguments.partial,
             parameters=dict(arguments.parameter),
             slo_file=arguments.slo or SLO_FILE,
+            baseline=arguments.baseline,
         )
     )
 

@@ -50,7 +50,7 @@ def write_report(request: Request) -> Written:
     """Judge the sample sets and write the report. Raises HarnessError."""
     if request.out is not None:  # what an earlier report found is no verdict on these samples
         (request.out / VERDICT).unlink(missing_ok=True)
-    evaluation = load(request.samples, request.slo_file, partial=request.partial)
+    evaluation = load(request.samples, request.slo_file, partial=request.partial, baseline=request.baseline or "")
     folder = _make_folder(request.out, evaluation)
     try:
         _write(request, folder, evaluation)
@@ -100,7 +100,7 @@ def _show(request: Request, folder: Path, evaluation: Evaluation) -> list[pages.
         _progress(f"running notebook {notebook.name}")
         parameters = request.parameters[notebook.name]
         executed = run_notebook(notebook, parameters, folder / page.notebook, notebook.path.resolve().parent.parent)
-        said = {name: value for name, value in parameters.items() if name not in {"samples", "slo_file"}}
+        said = {name: value for name, value in parameters.items() if name not in {"samples", "slo_file", "baseline"}}
         line = f"{pages.footer(evaluation)} Parameters: {json.dumps(said)}."
         resources = {"css": pages.style(), "title": page.title, "pages": shown, "here": page.file, "footer": line}
         markup = unbroken(page_of(executed, resources))

@@ -213,6 +213,18 @@ def newest_sample_set(root: Path) -> Path:
     return sets[-1]
 
 
+def sets_in(path: Path) -> list[Path]:
+    """Return the set at `path`, or all that the folder holds, by name; raises NoSampleSet when it holds none."""
+    if not path.exists():
+        raise SampleSetNotFound(path)
+    if (path / MANIFEST).exists():
+        return [path]
+    found = sorted(manifest.parent for manifest in path.glob(f"*/{MANIFEST}"))
+    if not found:
+        raise NoSampleSet(path)
+    return found
+
+
 def sha256_of(file: Path) -> str:
     """Return the file's sha256 in hex, as the manifest lists it."""
     with file.open("rb") as stream:

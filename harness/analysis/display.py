@@ -16,7 +16,18 @@ from pandas.io.formats.style import Styler
 from harness.analysis import tables
 from harness.analysis.dataset import Dataset
 from harness.analysis.layout import Passage, answer, cell, styled, unbroken
-from harness.analysis.slo import Statistic, Status, Verdict, number, overall, percent, plural, with_unit
+from harness.analysis.slo import (
+    CHANGE,
+    Statistic,
+    Status,
+    Verdict,
+    number,
+    overall,
+    percent,
+    plural,
+    signed_percent,
+    with_unit,
+)
 from harness.analysis.validity import ID_SHOWN, Fault, Finding, short_commit
 from harness.errors import ExitCode
 
@@ -55,16 +66,17 @@ def sentences(
         said = ["Nothing was judged, because the measurement cannot be trusted."]
         return said + [_finding_sentence(finding, folders or {}) for finding in findings]
     counted = [verdict for verdict in verdicts if verdict.verdict is not Status.NOT_APPLICABLE]
+    noun = "checks" if any(one.name.startswith("regression-") for one in counted) else "SLOs"
     by_status = {status: [verdict for verdict in counted if verdict.verdict is status] for status in Status}
     failed, open_ = by_status[Status.FAIL], by_status[Status.INCONCLUSIVE]
     if not counted:
         return ["None of the SLOs is about the load that was measured, so nothing could be judged."]
     if not failed and not open_:
-        said = [f"All {plural(len(counted), 'SLOs')} about this load are met."]
+        said = [f"All {plural(len(counted), noun)} about this load are met."]
     elif failed:
-        said = [f"{len(failed)} of {plural(len(counted), 'SLOs')} {'is' if len(failed) == 1 else 'are'} missed."]
+        said = [f"{len(failed)} of {plural(len(counted), noun)} {'is' if len(failed) == 1 else 'are'} missed."]
     else:
-        said = [f"{len(open_)} of {plural(len(counted), 'SLOs')} could not be decided; none is missed."]
+        said = [f"{len(open_)} of {plural(len(counted), noun)} could not be decided; none is missed."]
     for one in failed + open_:
         load = f"{one.mode.value}, " if one.mode else ""
         said.append(f"{one.title} ({load}{one.requirement}): {one.reason}")
@@ -243,6 +255,8 @@ def measured_text(verdict: Verdict) -> str:
         return "—"
     if verdict.statistic is Statistic.ERROR_SHARE:
         return percent(verdict.measured)
+    if verdict.unit == CHANGE:
+        return signed_percent(verdict.measured)
     named = f"{verdict.statistic.value} " if verdict.statistic.is_latency else ""
     aside = "".join(
         f" ({name} {with_unit(value, verdict.unit)})" for name, value in verdict.shown.items() if value is not None
@@ -257,6 +271,8 @@ def bounds_text(verdict: Verdict) -> str:
         return "—"
     if interval.lower == interval.upper and interval.unit == "requests":
         return "counted"
+    if interval.unit == CHANGE:
+        return f"change {signed_percent(interval.lower or 0.0)} to {signed_percent(interval.upper or 0.0)}"
     if interval.unit == "share":
         ends = f"{percent(interval.lower or 0.0)} to {percent(1.0 if interval.upper is None else interval.upper)}"
         is_quantile = verdict.statistic.q is not None

@@ -265,7 +265,7 @@ def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[Request]) -
     slos.write_bytes((ROOT / "data" / "slo.yaml").read_bytes())
     words = ("--samples", str(samples), "--notebooks", "run_overview, slo_compliance", "--out", str(tmp_path / "there"))
     assert exit_code("report", *words, "--partial", "--slo", str(slos), "--parameter", "slowest=5") == 1
-    ours = {"samples": [str(samples)], "partial": True, "slo_file": str(slos)}
+    ours = {"samples": [str(samples)], "partial": True, "slo_file": str(slos), "baseline": ""}
     (request,) = judged
     assert [notebook.name for notebook in request.notebooks] == ["run_overview", "slo_compliance"]
     assert dataclasses.replace(request, notebooks=()) == Request(
@@ -273,6 +273,7 @@ def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[Request]) -
         slo_file=slos,
         notebooks=(),
         parameters={"run_overview": ours | {"slowest": 5}, "slo_compliance": ours},
+        baseline=None,
         out=tmp_path / "there",
         partial=True,
     )
