@@ -29,6 +29,11 @@ KILLS ?= 100
 # A page to write about that run, for example EVIDENCE=docs/evidence/simulator.md; it also counts the seeded bugs found.
 EVIDENCE ?=
 
+# How much `make calibrate` does: default (2,000 trials in each cell) or nightly (10,000); and of which studies, all when
+# none is named: STUDIES='drift regression'.
+EFFORT ?= default
+STUDIES ?=
+
 # More arguments for the stack, for example UP_ARGS='--port 0' (a free port) or UP_ARGS='--workers 2'.
 UP_ARGS ?=
 
@@ -132,8 +137,8 @@ streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs
 	@$(PY) -m tests.campaigns.streams
 
 .PHONY: calibrate
-calibrate: $(STAMP) ## How often the statistics are wrong; writes docs/evidence/*-calibration.md (2 minutes)
-	@$(PY) -m tests.calibration
+calibrate: $(STAMP) ## How often the statistics are wrong; writes docs/evidence/*-calibration.md (10 minutes; EFFORT=nightly: an hour)
+	@$(PY) -m tests.calibration --effort $(EFFORT) $(STUDIES)
 
 .PHONY: silent-failures
 silent-failures: $(STAMP) ## Faults that a report must not swallow; writes docs/evidence/silent-failures.md (1 minute)
