@@ -103,6 +103,37 @@ report: forget-code $(STAMP) ## Stack, smoke load, notebooks, verdicts in one go
 	    *) echo "report: exit code $$code" >&2 ;; \
 	esac; exit $$code
 
+# Measurements of which a baseline is made, how many runs each holds, and pairs of a comparison with another commit.
+BASELINE_SETS ?= 10
+BASELINE_RUNS ?= 60
+PAIRS ?= 5
+BASE ?= HEAD~1
+SMOKE := -m harness run --mode smoke --runs $(BASELINE_RUNS) --children 1 --poll-interval 0.1
+
+.PHONY: baseline
+baseline: $(STAMP) ## Measure this machine's baseline for the regression gate anew, into data/baselines/smoke (2 minutes)
+	@set -eu; rm -rf data/baselines/smoke.new; \
+	for number in $$(seq $(BASELINE_SETS)); do \
+	    echo "baseline: measurement $$number of $(BASELINE_SETS)" >&2; \
+	    $(PY) $(SMOKE) --out data/baselines/smoke.new; \
+	done; \
+	rm -rf data/baselines/smoke; mv data/baselines/smoke.new data/baselines/smoke
+
+# Both sides in turn on one machine, so that neither its make nor its mood counts. An open question is no regression:
+# 3 is told and passes; 1, 2 and 64 do not.
+.PHONY: regression
+regression: $(STAMP) ## Is this commit slower than another? make regression BASE=main PAIRS=5 (3 minutes)
+	@set -eu; rm -rf data/pairs; git worktree prune; \
+	git worktree add --quiet --force --detach data/pairs/checkout $(BASE); \
+	trap 'git worktree remove --force data/pairs/checkout' EXIT; \
+	for number in $$(seq $(PAIRS)); do \
+	    echo "regression: pair $$number of $(PAIRS)" >&2; \
+	    (cd data/pairs/checkout && "$(CURDIR)/$(PY)" $(SMOKE) --out "$(CURDIR)/data/pairs/base"); \
+	    $(PY) $(SMOKE) --out data/pairs/candidate; \
+	done; \
+	code=0; $(PY) -m harness report --samples data/pairs/candidate/* --baseline data/pairs/base || code=$$?; \
+	case $$code in 0) ;; 3) echo "regression: exit code 3, not decided; more PAIRS would" >&2 ;; *) exit $$code ;; esac
+
 .PHONY: report-code
 report-code: ## Print the code of the last `make report` (make itself only knows 0 and 2); 2 when it was not finished
 	@cat data/.report-exit-code 2>/dev/null || { echo "make: the last make report was not finished" >&2; echo 2; }

@@ -64,6 +64,8 @@ def test_the_verdicts_are_shown_first() -> None:
         (["smoke"], False, []),
         (["smoke", "burst"], False, []),
         (["burst-limits"], False, ["burst_limits"]),
+        (["soak", "burst"], False, ["soak_drift"]),
+        (["smoke"], True, ["regression"]),
     ],
 )
 def test_a_notebook_with_nothing_to_show_is_left_out(modes: list[str], baseline: bool, beside: list[str]) -> None:
