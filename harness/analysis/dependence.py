@@ -63,7 +63,7 @@ def seen_inflation(is_slow: Bools, groups: Ints) -> float:
 
 def modelled_inflation(latency: Floats, tail_share: float, groups: Ints) -> float:
     """Return the same for exceeding the upper `tail_share`, from the ranks of all latencies (n_requests,)."""
-    scores = _normal_scores(latency)
+    scores = normal_scores(latency)
     if scores is None:
         return 1.0
     in_tail = exceedance_correlation(np.array([_intraclass(scores, groups)]), tail_share)[0]
@@ -135,7 +135,7 @@ def exceedance_correlation(rho: Floats, tail_share: float) -> Floats:
     return correlation
 
 
-def _normal_scores(latency: Floats) -> Floats | None:
+def normal_scores(latency: Floats) -> Floats | None:
     """Return each latency's normal score by rank, ties averaged; None when all are equal."""
     if len(latency) < 2 or bool(np.all(latency == latency[0])):
         return None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.calibration import burst_page, drift_study, gate_study, quantile_study
+from tests.calibration import burst_page, drift_study, gate_study, history_study, quantile_study
 from tests.calibration.effort import DEFAULT, NIGHTLY, Bar, Effort
 
 FOLDER = Path("docs/evidence")
@@ -42,6 +42,7 @@ STUDIES: dict[str, Study] = {
     "quantiles": _study(quantile_study),
     "drift": _study(drift_study),
     "regression": _study(gate_study),
+    "history": _study(history_study),
 }
 
 
