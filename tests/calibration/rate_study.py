@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from harness.analysis.bursts import looks
-from harness.analysis.capacity import Check, RateVerdict, judge_rate, rate_trials
+from harness.analysis.capacity import Check, RateVerdict, Window, judge_rate, rate_trials
 from harness.analysis.quantiles import quantile
 from harness.analysis.ratesets import bracket_of
 from harness.analysis.slo import Status
@@ -60,13 +60,18 @@ def search(world: RateWorld, random: np.random.Generator, trials: int) -> RateRe
     tried: dict[int, RateVerdict] = {}
     while (level := (bracket := bracket_of(ladder, tried)).next_level) is not None:
         tried[level] = judge_level(world, random, trials, rate_per_s(level))
-    ends = (None if level is None else rate_per_s(level) for level in (bracket.highest_pass, bracket.lowest_fail))
-    return RateResult(world, *ends, windows=sum(verdict.trials for verdict in tried.values()))
+    passed, failed = bracket.highest_pass, bracket.lowest_fail
+    return RateResult(
+        world,
+        None if passed is None else rate_per_s(passed),
+        None if failed is None else rate_per_s(failed),
+        sum(verdict.trials for verdict in tried.values()),
+    )
 
 
 def judge_level(world: RateWorld, random: np.random.Generator, trials: int, rate: float) -> RateVerdict:
     """Return what the looks at one rate come to."""
-    windows = []
+    windows: list[Window] = []
     for look in looks(rate_trials(rate, SPAN.window_s, trials)):
         windows += [world.window(random, rate) for _ in range(look.trials - len(windows))]
         verdict = judge_rate(windows, REQUIREMENT, rate, SPAN.window_s, trials)
