@@ -46,7 +46,7 @@ from harness.windows import Windows
 LEAD_S = 1.0
 """Load before a window: several times what the service holds of one request at its slowest target (375 ms)."""
 
-WARM_UP_TRIALS = 2  # at the first rate, not recorded: a process fills its caches
+WARM_UP_TRIALS = 3  # at the first rate, not recorded: a process fills its caches
 REQUESTS_EXPECTED_MIN = 2.0  # in a window at the lowest rate that may be tried
 CONNECTIONS_MIN = 64
 

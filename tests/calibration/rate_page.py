@@ -14,10 +14,10 @@ from tests.calibration.burst_page import SEED, Bar
 from tests.calibration.rate_study import AtTheRate, RateResult, at_the_rate, by_observed_p95, search, worlds
 from tests.calibration.rate_world import REQUIREMENT, SPAN, TRUTH_WINDOWS, RateWorld
 
-SEARCHES = 200
-RIVALS = 100  # of these searches, made again by the rival
-SEARCHES_EACH = 40  # of each row of the table by spread
-REPEATS = 400  # of each rate at the limit
+SEARCHES = 100
+RIVALS = 20  # of these searches, made again by the rival
+SEARCHES_EACH = 10  # of each row of the table by spread
+REPEATS = 100  # of each rate at the limit
 SPREADS = (0.02, 0.05, 0.1)
 TRIALS = 20
 
@@ -40,18 +40,18 @@ class RateMeasured:
         return [
             Bar(f"the bracket contains the true capacity in {held} of {n} searches (at least 95 %)", held >= 0.95 * n),
             Bar(f"{over} of {n} searches claim too much (at most 5 %)", over <= 0.05 * n),
-            # 2.5 % are claimed; of 400 repeats more than 5 % are seen in fewer than 1 of 300 such studies.
-            Bar(f"next to the limit, at most {passed:.1%} of rates pass wrongly", passed <= 0.05),
-            Bar(f"next to the limit, at most {failed:.1%} of rates fail wrongly", failed <= 0.05),
+            # 2.5 % are claimed; of 100 repeats more than 7 are seen in fewer than 1 % of such studies.
+            Bar(f"next to the limit, at most {passed:.1%} of rates pass wrongly", passed <= 7 / 100),
+            Bar(f"next to the limit, at most {failed:.1%} of rates fail wrongly", failed <= 7 / 100),
         ]
 
 
 def measure_rates() -> RateMeasured:
-    """Carry everything out; some ten minutes, most of it counting the truth."""
+    """Carry everything out; some minutes, half of it counting the truth."""
     random = np.random.default_rng(SEED)
     drawn = list(worlds(random, SEARCHES, SPREADS))
     by_spread = {}
-    for spread in (0.0, 0.1, 0.2):
+    for spread in (0.0, 0.2):
         some = list(worlds(random, SEARCHES_EACH, (spread,)))
         for trials in (10, 20):
             by_spread[spread, trials] = [search(world, random, trials) for world in some]
@@ -60,8 +60,6 @@ def measure_rates() -> RateMeasured:
         for trials in (10, 20)
         for world in (
             RateWorld(1, 10.0, 1, 4.0, 0.0),
-            RateWorld(2, 20.0, 2, 8.0, 0.1),
-            RateWorld(1, 4.0, 1, 10.0, 0.0),
             RateWorld(2, 8.0, 2, 20.0, 0.1),
             RateWorld(4, 160.0, 4, 60.0, 0.05),
         )
@@ -101,7 +99,7 @@ server a Lindley recursion), and each answered request becomes a run that waits 
 capacity of a stage is arithmetic: servers over service time. Capacities are drawn between 16 and 256 a second, evenly
 over the octaves; either stage is the tighter one, by 1.3 to 3 times. Both times of a whole trial are longer or shorter
 by a lognormal factor (the *spread*); in a third of the worlds 2 of 1,000 requests are refused. A trial starts from rest
-and lasts {SPAN.lead_s:g} + {SPAN.window_s:g} s, and is seen by the command's own code: the same ladder, looks and checks.
+and lasts {SPAN.lead_s:g} + {SPAN.window_s:g} s, and is seen by the command's own code: the same ladder, looks, checks.
 Whether a rate truly meets the requirement ({REQUIREMENT.words})
 is counted over {TRUTH_WINDOWS:,} windows of it.
 
@@ -120,7 +118,8 @@ for one that keeps up.
 ## By the spread between trials
 
 {SEARCHES_EACH} worlds each. Where trials differ much, the bracket stays right and grows wide, or a side of it is
-missing (exit code 3). At rates of a few requests a second more trials are made than asked for, until they hold {REQUESTS_MIN:,} requests.
+missing (exit code 3). At rates of a few requests a second more trials are made than asked for, until they hold
+{REQUESTS_MIN:,} requests.
 
 | spread | trials | {HEAD} |
 |---|---|---|---|---|---|---|---|
@@ -128,7 +127,8 @@ missing (exit code 3). At rates of a few requests a second more trials are made 
 
 ## One rate, next to the limit
 
-{REPEATS} repeats each, of the rates that just miss and just meet the requirement, 1 % apart. *Decides*: the check that is missed there. Both errors are to stay at 2.5 %.
+{REPEATS} repeats each, of the rates that just miss and just meet the requirement, 1 % apart. *Decides*: the check that
+is missed there. Both errors are to stay at 2.5 %.
 
 | servers, ms | workers, ms | spread | trials | rate | decides | false pass | false fail |
 |---|---|---|---|---|---|---|---|

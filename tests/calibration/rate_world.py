@@ -28,7 +28,7 @@ from harness.sample import Endpoint
 REQUIREMENT = RateRequirement(Requirement(Endpoint.CREATE, Op.LT, 300.0, 0.05))
 SPAN = Span(lead_s=1.0, window_s=4.0)
 LOOKS = 5
-TRUTH_WINDOWS = 600
+TRUTH_WINDOWS = 300
 NEVER_NS = -1
 
 
