@@ -11,7 +11,7 @@ each arrival (fluid limit), and its oldest entry, served in order, gets g second
 
 The **trial** is the unit, as with bursts, and the same bounds are used (`bursts`). The first seconds of a trial fill
 the pipeline of a service at rest; they are load, and are not judged. Next: `ratesets` reads recorded rows into windows.
-How often all this is wrong: docs/evidence/capacity-calibration.md.
+How often all this is wrong: `make calibrate`.
 """
 
 from __future__ import annotations
