@@ -31,7 +31,16 @@ from harness.measurement import measure
 from harness.request import Request, check_request, require_judgeable
 from harness.sample import Endpoint, Mode
 from harness.sampleset import read_sample_set
-from harness.search import BURST_MAX, ENDPOINTS, TRIALS_MAX, TRIALS_MIN
+from harness.search import (
+    BURST_MAX,
+    ENDPOINTS,
+    RATE_MAX_PER_S,
+    RATE_UNIT_PER_S,
+    TRIALS_MAX,
+    TRIALS_MIN,
+    level_of,
+    rate_per_s,
+)
 from harness.slofile import SLO_FILE, read_slos
 from harness.summary import summarise
 from harness.target import Target, named_target, own_stack
@@ -39,6 +48,7 @@ from harness.workspaces import SNAPSHOT_RATE_PER_S
 
 CHILDREN_MAX = 4  # the service's cap of pending subruns per parent
 SECONDS_MAX = 86_400.0  # no interval of a load test is longer than a day
+WINDOW_MIN_S, WINDOW_MAX_S = 0.5, 600.0  # of a capacity search; a shorter one is all beginning and end
 CELL_SECONDS_MIN, CELL_SECONDS_MAX = 0.1, 60.0  # of one cell of the bench
 BASELINE_HELP = "a sample set, or a folder that holds some, than which these samples must not be more than 5 %% slower"
 CLOSED_MODES = [str(mode) for mode in (Mode.SMOKE, Mode.BURST, Mode.SOAK)]
@@ -103,6 +113,16 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_burst_limits(limits)
+    capacity = commands.add_parser(
+        "capacity",
+        help="find the highest sustained rate that meets the SLO, and the first that does not",
+        description="Send requests at Poisson instants, open loop, in calibration workspaces, and find for each"
+        " endpoint the highest rate (requests per second) whose latency (p95, milliseconds), errors and queues all"
+        " stay within bounds, and the lowest rate at which one of them does not, each with a bounded error. Exit code"
+        " 0: found from both sides, 3: not, 2: the measurement is not valid, or the generator could not keep up.",
+        allow_abbrev=False,
+    )
+    _add_capacity(capacity)
     report = commands.add_parser(
         "report",
         help="judge sample sets and write the report",
@@ -193,11 +213,52 @@ def _add_burst_limits(limits: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object (milliseconds) instead of the tables")
 
 
+def _add_capacity(capacity: argparse.ArgumentParser) -> None:
+    add = capacity.add_argument
+    endpoints = [str(endpoint) for endpoint in ENDPOINTS]
+    add("--endpoint", choices=[*endpoints, "all"], default="all", help="where to send requests (default: all)")
+    add("--slo", type=Path, metavar="FILE", help="the SLOs to meet; default: data/slo.yaml of the checkout")
+    add("--trials", type=_trials, default=20, metavar="N",
+        help=f"windows at each rate (default: 20, at least {TRIALS_MIN}); low rates get more, a rate that is clear"
+        " halfway gets no more")  # fmt: skip
+    add("--window", type=_window, default=4.0, metavar="S",
+        help="seconds of load that are judged in each, after a second that is not (default: 4)")  # fmt: skip
+    add("--first-rate", type=_rate, default=10.0, metavar="R",
+        help="where doubling begins, in requests per second (default: 10)")  # fmt: skip
+    add("--max-rate", type=_rate, default=2000.0, metavar="R",
+        help=f"highest rate to try, in requests per second (default: 2000, at most {RATE_MAX_PER_S:g})")  # fmt: skip
+    add("--seed", type=_whole(0, 2**32 - 1), default=1, metavar="N", help="of the instants (default: 1)")
+    _add_target(capacity)
+    add("--json", action="store_true", help="print one JSON object (requests per second, ms) instead of the tables")
+
+
+def _window(text: str) -> float:
+    value = _seconds(text)
+    if not WINDOW_MIN_S <= value <= WINDOW_MAX_S:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not usable: give seconds from {WINDOW_MIN_S:g} to {WINDOW_MAX_S:g}"
+        )
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not RATE_UNIT_PER_S <= value <= RATE_MAX_PER_S or value != rate_per_s(level_of(value)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not usable: give requests per second from {RATE_UNIT_PER_S:g} to {RATE_MAX_PER_S:g}, in steps"
+            f" of {RATE_UNIT_PER_S:g}"
+        )
+    return value
+
+
 def _trials(text: str) -> int:
     value = _whole(1, TRIALS_MAX)(text)
     if value < TRIALS_MIN:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not usable: fewer than {TRIALS_MIN} bursts a level prove nothing, give at least {TRIALS_MIN}"
+            f"{text!r} is not usable: fewer than {TRIALS_MIN} trials a level prove nothing, give at least {TRIALS_MIN}"
         )
     return value
 
@@ -297,6 +358,30 @@ def _burst_limits(arguments: argparse.Namespace) -> int:
     else:
         _show(f"samples: {limits.samples}", *limits.lines())
     return limits.exit_code
+
+
+def _capacity(arguments: argparse.Namespace) -> int:
+    from harness.capacity import CapacityPlan, read_capacity, requirements_of
+
+    slo_file = find_in_checkout(arguments.slo or SLO_FILE)
+    endpoints = ENDPOINTS if arguments.endpoint == "all" else (Endpoint(arguments.endpoint),)
+    plan = CapacityPlan(
+        requirements_of(read_slos(slo_file), endpoints, slo_file),
+        arguments.trials,
+        arguments.window,
+        arguments.first_rate,
+        arguments.max_rate,
+        arguments.seed,
+    )
+    measured = measure(plan, _target(arguments), arguments.out or data_folder() / "samples")
+    if not measured.complete:
+        raise HarnessError(f"{measured.path} lacks rows of planned requests: the measurement is not valid")
+    answer = read_capacity(measured.path, slo_file)
+    if arguments.json:
+        _show(msgspec.json.encode(dataclasses.asdict(answer)).decode())
+    else:
+        _show(f"samples: {answer.samples}", *answer.lines())
+    return answer.exit_code
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -399,7 +484,14 @@ def main(words: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code."""
     arguments = _parser().parse_args(words)
     try:
-        work = {"run": _run, "burst-limits": _burst_limits, "import": _import, "report": _report, "bench": _bench}
+        work = {
+            "run": _run,
+            "burst-limits": _burst_limits,
+            "capacity": _capacity,
+            "import": _import,
+            "report": _report,
+            "bench": _bench,
+        }
         return work[arguments.command](arguments)
     except HarnessError as fault:
         _complain(f"python -m harness {arguments.command}: {fault}")

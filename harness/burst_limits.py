@@ -35,17 +35,24 @@ CLEAN_UP_S = 5.0  # what cancelling may take after an interruption
 
 
 def requirements_of(slos: Sequence[Slo], endpoints: Sequence[Endpoint], file: Path) -> tuple[Requirement, ...]:
-    """Return what bursts at each endpoint must meet; raises BadUsage when the file has no latency SLO for one.
+    """Return what bursts at each endpoint must meet; raises BadUsage when the file has no latency SLO for one."""
+    return latency_requirements(slos, endpoints, file, Mode.BURST_LIMITS)
 
-    An SLO whose modes include burst-limits is taken as it is; without one, the strictest target of the endpoint's other
-    latency SLOs is, as a p95. A mean SLO for burst-limits is a p95 too: a burst's mean hides its tail.
+
+def latency_requirements(
+    slos: Sequence[Slo], endpoints: Sequence[Endpoint], file: Path, mode: Mode
+) -> tuple[Requirement, ...]:
+    """Return the latency that a search must meet; raises BadUsage when the file has no latency SLO for an endpoint.
+
+    An SLO whose modes include `mode` is taken as it is; without one, the strictest target of the endpoint's other
+    latency SLOs is, as a p95. A mean SLO for the mode is a p95 too: a mean hides the tail.
     """
     found = []
     for endpoint in endpoints:
         own = [slo for slo in slos if slo.measure is Measure.LATENCY and slo.endpoint is endpoint]
         if not own:
             raise BadUsage(f"{file} has no latency SLO for {endpoint}: add one, or leave the endpoint out (--endpoint)")
-        meant = [slo for slo in own if Mode.BURST_LIMITS in slo.modes]
+        meant = [slo for slo in own if mode in slo.modes]
         slo = min(meant or own, key=lambda slo: slo.limit)
         share = round(1.0 - slo.statistic.q, 9) if meant and slo.statistic.q is not None else SLOW_SHARE
         found.append(Requirement(endpoint, Op(slo.op), slo.limit, share))

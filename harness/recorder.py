@@ -163,6 +163,7 @@ class Recorder:
         self.samples = SampleBuffer()
         self.planned_requests = 0
         self.live_runs: Callable[[], Iterable[RunRecord]] = tuple  # asked at each collection
+        self.on_look: Callable[[ResourceSample], None] = lambda row: None  # told each look at the machine
         self._written = 0  # sample rows on disk
         self._runs: list[RunRecord] = []
         self._resources: list[ResourceSample] = []
@@ -212,6 +213,7 @@ class Recorder:
     def add_resources(self, row: ResourceSample) -> None:
         """Add one second of the machine."""
         self._resources.append(row)
+        self.on_look(row)
 
     def collect(self) -> Collected:
         """Take what gathered; cheap, on the event loop."""

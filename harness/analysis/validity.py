@@ -262,7 +262,13 @@ def _outcomes(manifest: Manifest, samples: pd.DataFrame) -> Found:
 
 
 def _lateness(manifest: Manifest, samples: pd.DataFrame, resources: pd.DataFrame) -> Found:
-    """Check that requests left when they were due, and in open loop that the generator never stalled."""
+    """Check that requests left when they were due, and in open loop that the generator never stalled.
+
+    Not asked of a capacity search: there each level answers for itself (`capacity.judge_rate`), because rates that the
+    generator cannot keep are found out by trying them.
+    """
+    if manifest.mode == Mode.CAPACITY:
+        return
     closed = manifest.mode in CLOSED_LOOP
     lag_ms = ((samples["sent_at_ns"] - samples["intended_at_ns"]) / 1e6).dropna()
     late = int((lag_ms > LATE_MS[closed]).sum())

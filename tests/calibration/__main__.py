@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.calibration import burst_page, drift_study, gate_study, history_study, quantile_study
+from tests.calibration import burst_page, drift_study, gate_study, history_study, quantile_study, rate_page
 from tests.calibration.effort import DEFAULT, NIGHTLY, Bar, Effort
 
 FOLDER = Path("docs/evidence")
@@ -37,8 +37,15 @@ def _bursts(_: Effort) -> tuple[str, Sequence[Bar]]:
     return burst_page.page(measured), measured.bars
 
 
+def _capacity(_: Effort) -> tuple[str, Sequence[Bar]]:
+    """Search for capacities; one size, whatever the effort."""
+    measured = rate_page.measure_rates()
+    return rate_page.rate_page(measured), measured.bars
+
+
 STUDIES: dict[str, Study] = {
     "burst-limits": _bursts,
+    "capacity": _capacity,
     "quantiles": _study(quantile_study),
     "drift": _study(drift_study),
     "regression": _study(gate_study),
@@ -73,4 +80,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -155,7 +155,7 @@ def test_a_search_that_is_interrupted_cancels_what_is_unfinished_and_keeps_its_r
 @pytest.mark.parametrize(
     ("more", "error"),
     [
-        (("--trials", "9"), "argument --trials: '9' is not usable: fewer than 10 bursts a level prove nothing,"),
+        (("--trials", "9"), "argument --trials: '9' is not usable: fewer than 10 trials a level prove nothing,"),
         (("--trials", "many"), "argument --trials: 'many' is not usable: give a whole number from 1 to 1000"),
         (("--max-burst", "0"), "argument --max-burst: '0' is not usable: give a whole number from 1 to 4096"),
         (("--max-burst", "5000"), "argument --max-burst: '5000' is not usable"),

@@ -152,7 +152,7 @@ async def test_a_service_that_does_not_come_to_rest_ends_the_measurement(
         with pytest.raises(NotAtRest) as raised:
             await made.trials.perform(2, 0)
     assert str(raised.value) == (
-        "create: the service did not come to rest after a burst: 7 runs are due, the oldest for 0.7 s"
+        "create: the service did not come to rest after a trial: 7 runs are due, the oldest for 0.7 s"
     )
 
 
@@ -160,7 +160,7 @@ async def test_a_service_that_declines_the_preparation_is_named(tmp_path: Path) 
     model = LimitedService("spawn", 1_000)
     model.overrides["POST /api/runs/"] = http(503, {"error": "the database is down"})
     async with stage(model, tmp_path, Endpoint.SPAWN) as made:
-        with pytest.raises(ServiceDeclined, match="cannot make a run for a burst: the service answered 503"):
+        with pytest.raises(ServiceDeclined, match="cannot make a run for a trial: the service answered 503"):
             await made.trials.perform(2, 0)
 
 
