@@ -36,6 +36,7 @@ _DTYPE = np.dtype(
     ]
 )  # fmt: skip
 _CHUNK_ROWS = 4_096
+DURATION_GRID = 1024.0  # per millisecond: a power of two, so that a rounded duration has few digits in binary too
 
 
 def run_key(run: int, child: int = 0) -> str:
@@ -139,10 +140,15 @@ def _floats(values: np.ndarray[Any, Any]) -> pa.Array:
     return pa.array(np.ascontiguousarray(values), mask=np.isnan(values))
 
 
+def _durations(values: np.ndarray[Any, Any]) -> pa.Array:
+    """Round to 1/1024 ms, about a microsecond: on disk the bytes that are then zero cost nothing, nearly two thirds."""
+    return _floats(np.rint(values * DURATION_GRID) / DURATION_GRID)
+
+
 def _elapsed_ms(rows: np.ndarray[Any, Any], since: str) -> pa.Array:
     """Return done - since in milliseconds, null where either is unknown."""
     known = (rows["done"] != UNKNOWN) & (rows[since] != UNKNOWN)
-    return pa.array((rows["done"] - rows[since]) / 1e6, mask=~known)
+    return _durations(np.where(known, (rows["done"] - rows[since]) / 1e6, NAN))
 
 
 def _codes(values: np.ndarray[Any, Any], names: Sequence[str]) -> pa.Array:
@@ -180,10 +186,10 @@ def sample_table(batch: Batch, mode: Mode, scenario: str, schema: pa.Schema) -> 
         "status": _integers(rows["status"]),
         "outcome": _codes(rows["outcome"], _OUTCOMES),
         "error": errors.take(_integers(rows["error"])),
-        "server_db_ms": _floats(rows["db"]),
-        "server_quota_ms": _floats(rows["quota"]),
-        "server_publish_ms": _floats(rows["publish"]),
-        "server_app_ms": _floats(rows["app"]),
+        "server_db_ms": _durations(rows["db"]),
+        "server_quota_ms": _durations(rows["quota"]),
+        "server_publish_ms": _durations(rows["publish"]),
+        "server_app_ms": _durations(rows["app"]),
         "response_bytes": _integers(rows["bytes"]),
         "connection_id": _integers(rows["connection"]),
     }

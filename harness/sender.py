@@ -195,6 +195,7 @@ class _Sender:
         self._live: dict[AgentRun, int] = {}  # and when each was due
         self._untold: deque[AgentRun] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._alarm = alarm(self._wake)  # made before any load: it takes a descriptor
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._places = [Workspace(client, place.workspace_id, place.agent_id, place.token) for place in job.workspaces]
 
@@ -210,7 +211,6 @@ class _Sender:
             waiting: list[asyncio.Future[Any]] = [
                 asyncio.ensure_future(event.wait()) for event in (self._over, self._parent.stopped)
             ]
-            self._alarm = alarm(self._wake)
             try:
                 if self._due:
                     self._alarm.set(self._due[0])
@@ -346,10 +346,11 @@ async def _work(job: Job) -> None:
     await parent.connect()
     client = Client(job.url, job.request_timeout_s, job.connections)
     fault = await client.warm(job.warm)
+    sender = _Sender(job, client, parent)
     parent.say(Ready(None if fault is None else os.strerror(fault.errno or 0)))
     go = await parent.go
     if isinstance(go, Go):
-        await _Sender(job, client, parent).carry_out(go.start_at_ns)
+        await sender.carry_out(go.start_at_ns)
     await client.close()
     await parent.close()
 

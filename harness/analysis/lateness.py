@@ -38,13 +38,16 @@ STALL_MS = 150.0
 """In open loop, a second in which the generator's own loop woke so late lost its schedule. Not asked of burst-limits:
 its only schedule is the instant of each burst, whose lateness every row shows, and sending it is itself a stall."""
 
+LOOK_NS = 1_500_000_000
+"""What a sender suffered is told so much later at the latest: a look a second, on reports four times a second."""
+
 PROMPT_NS = 1_000_000
 """So soon after it was due a request that need not wait has left a generator that is on time."""
 
 STARVED_PERCENT = 60.0
 """An open loop whose sending thread, on the mean of all seconds, was ready and without a core for so much of the time
 was starved: more often than not it could not have been on time. On a machine that it shares with the service, fully
-busy, half of that was seen (docs/evidence/generator.md)."""
+busy, half of that was seen."""
 
 Sentences = Iterator[tuple[str, int]]
 Instants = npt.NDArray[np.int64]
@@ -53,7 +56,7 @@ Instants = npt.NDArray[np.int64]
 def lateness(manifest: Manifest, samples: pd.DataFrame, resources: pd.DataFrame) -> Sentences:
     """Return each reason to say that the generator was late, in a sentence, with the number of rows that show it."""
     if manifest.mode == Mode.OPEN:
-        yield from _open_loop(manifest, samples)
+        yield from _open_loop(manifest, samples, resources)
     else:
         yield from _plainly_late(manifest, samples)
     if manifest.mode in CLOSED_LOOP or manifest.mode in {Mode.IMPORT, Mode.BURST_LIMITS}:
@@ -83,7 +86,7 @@ def _late_sentence(late: int, requests: int, limit_ms: float) -> str:
     )
 
 
-def _open_loop(manifest: Manifest, samples: pd.DataFrame) -> Sentences:
+def _open_loop(manifest: Manifest, samples: pd.DataFrame, resources: pd.DataFrame) -> Sentences:
     """Judge each late request by what it waited for."""
     error = samples["error"].fillna("").astype(str)
     own = int(((samples["outcome"] == Outcome.NOT_SENT.value) & error.str.startswith(OWN_FAULT)).sum())
@@ -97,7 +100,7 @@ def _open_loop(manifest: Manifest, samples: pd.DataFrame) -> Sentences:
     due = due.loc[due["sent_at_ns"].notna()]
     if not len(due):
         return
-    late_ms, for_connection = _own_lateness(due, manifest)
+    late_ms, for_connection = _own_lateness(due, resources, manifest)
     limits = ((LATE_MS[False], LATE_SHARE[False]), (OFTEN_LATE_MS, OFTEN_LATE_SHARE))
     for limit_ms, share in limits:
         late = (late_ms > limit_ms) & ~for_connection
@@ -117,10 +120,13 @@ def _open_loop(manifest: Manifest, samples: pd.DataFrame) -> Sentences:
             break
 
 
-def _own_lateness(due: pd.DataFrame, manifest: Manifest) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+def _own_lateness(
+    due: pd.DataFrame, resources: pd.DataFrame, manifest: Manifest
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Return how late each request left, in ms, without what the target's silence explains; and if it was for a place.
 
-    Shapes (n_requests,). A request that had to have a new connection made waited for the target's kernel: not late.
+    Shapes (n_requests,). A request for which a new connection was made waited for the target's kernel as well: it was
+    late by no more than its sender itself was at that time.
     """
     late_ms = np.zeros(len(due))
     for_connection = np.zeros(len(due), dtype=bool)
@@ -145,9 +151,19 @@ def _own_lateness(due: pd.DataFrame, manifest: Manifest) -> tuple[npt.NDArray[np
             & on_wire
             & ~rows.sort_values("sent_at_ns")["connection_id"].duplicated().reindex(rows.index).to_numpy()
         )
-        late_ms[place] = np.where(fresh & ~waiting, 0.0, lag_ns / 1e6)
+        late_ms[place] = lag_ns / 1e6
+        for row in np.flatnonzero(fresh & ~waiting & (lag_ns > OFTEN_LATE_MS * 1e6)):
+            itself_ms = _lag_between(resources, int(intended[row]), int(sent[row]))
+            late_ms[place[row]] = min(late_ms[place[row]], itself_ms)
         for_connection[place] = waiting
     return late_ms, for_connection
+
+
+def _lag_between(resources: pd.DataFrame, begin_ns: int, end_ns: int) -> float:
+    """Return how late the senders were at most between two instants, ms; nothing where nobody looked meanwhile."""
+    at_ns = resources["at_ns"]
+    looked = resources[(at_ns >= begin_ns) & (at_ns <= end_ns + LOOK_NS)]["generator_lag_ms"].dropna()
+    return float(looked.max()) if len(looked) else 0.0
 
 
 def _whole(manifest: Manifest, name: str) -> int:

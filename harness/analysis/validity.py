@@ -28,7 +28,7 @@ OUTSIDE_S = 1.0
 """How far a row may lie outside of the manifest's clock: the anchors are read before the first and after the last."""
 
 LATENCY_TOLERANCE_MS = 0.001
-"""What latency_ms may differ from done - intended by: floating point, no more."""
+"""What latency_ms may differ from done - intended by: its rounding, half of this (`samplebuffer`), and no more."""
 
 
 ID_SHOWN = 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,11 @@ from harness.sample import Mode, Outcome
 from harness.sampleset import Clock, Instant, Manifest, Source
 
 MS = 1_000_000
-CALM = {"generator_lag_ms": [1.0, 2.0], "generator_wait_percent": [5.0, 7.0]}
+CALM: dict[str, Sequence[float]] = {
+    "at_ns": [2_500 * MS, 5_500 * MS],
+    "generator_lag_ms": [1.0, 2.0],
+    "generator_wait_percent": [5.0, 7.0],
+}
 
 
 def manifest(connections: int, workers: int = 1) -> Manifest:
@@ -54,7 +59,7 @@ class Pool:
         return table.assign(error=pd.Series([None] * len(rows), dtype="string")).astype({"worker": "Int64"})
 
 
-def told(rows: pd.DataFrame, connections: int, resources: dict[str, list[float]] | None = None) -> list[str]:
+def told(rows: pd.DataFrame, connections: int, resources: Mapping[str, Sequence[float]] | None = None) -> list[str]:
     found = lateness(manifest(connections), rows, pd.DataFrame(resources or CALM))
     return [detail for detail, _ in found]
 
@@ -125,6 +130,7 @@ def test_a_fresh_connection_may_take_its_time_for_it_is_the_target_that_accepts_
     rows = pool.rows()
     rows["connection_id"] = pd.array(range(500), dtype="Int64")
     assert told(rows, 500) == []
+    assert len(told(rows, 500, CALM | {"generator_lag_ms": [15.0, 15.0]})) == 1  # its sender was late itself
     rows["connection_id"] = pd.array([number % 10 for number in range(500)], dtype="Int64")
     assert len(told(rows, 500)) == 1
 
@@ -142,16 +148,18 @@ def test_requests_that_were_never_sent_for_want_of_descriptors_are_the_generator
     ("resources", "detail"),
     [
         (
-            {"generator_lag_ms": [1.0, 151.0], "generator_wait_percent": [5.0, 5.0]},
+            {"at_ns": [0, 1], "generator_lag_ms": [1.0, 151.0], "generator_wait_percent": [5.0, 5.0]},
             "In 1 second the generator's own loop woke more than 150 ms late.",
         ),
         (
-            {"generator_lag_ms": [1.0, 9.0], "generator_wait_percent": [90.0, 70.0]},
+            {"at_ns": [0, 1], "generator_lag_ms": [1.0, 9.0], "generator_wait_percent": [90.0, 70.0]},
             "The generator was ready and had no core for 80 % of the time.",
         ),
     ],
 )
-def test_what_the_generator_suffered_is_a_reason_by_itself(resources: dict[str, list[float]], detail: str) -> None:
+def test_what_the_generator_suffered_is_a_reason_by_itself(
+    resources: Mapping[str, Sequence[float]], detail: str
+) -> None:
     assert told(Pool(10).rows(), 10, resources) == [detail]
 
 
