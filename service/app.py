@@ -7,7 +7,6 @@ names the caller, reads the body, and calls the endpoint in `api/`.
 from __future__ import annotations
 
 import datetime as dt
-import gc
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -40,6 +39,7 @@ from service.archive import Folder
 from service.auth import READ_TOKENS, Caller, Callers, Role
 from service.commits import WARM_UP as WRITES
 from service.commits import Commits
+from service.conduct import calm_collector
 from service.db import Database
 from service.doorbell import Doorbell
 from service.errors import ApiError, Malformed, MethodNotAllowed, NotFound
@@ -167,10 +167,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     async def life(_: Starlette) -> AsyncIterator[None]:
         configure_logging(settings.log_level)
         await _warm(database, rates, views)
-        # What start-up made lives as long as the process: looking through it again and again costs tail latency.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 20)
+        calm_collector()
         async with AsyncExitStack() as ends:  # each is reached, whatever the ones before raised; the last comes first
             for end in (
                 database.close, views.close, client.aclose, following.close, hub.close, tally.close, keeper.close,

@@ -20,11 +20,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.administration import explained, in_one_transaction
 from service.announce import connect_redis
-from service.api.quotas import RevisionPage, RevisionView, revision_views
 from service.db import Database
 from service.errors import BadUsage, Invalid, PlimsollError
 from service.quota import overrides, revisions
 from service.quota.guardrails import Finding
+from service.quota.history import RevisionPage, RevisionView, revision_views
 from service.quota.inforce import Quotas
 from service.quota.limits import RATES, Limit
 from service.quota.tables import LARGEST_BYTES, ClassTable, RateValue, parse, tables_by_class, write

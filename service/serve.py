@@ -20,9 +20,10 @@ from pathlib import Path
 from prometheus_client.multiprocess import mark_process_dead
 from starlette.applications import Starlette
 
+from service.conduct import heeds_hangup
 from service.errors import BadUsage, ConfigurationError
 from service.settings import Settings, child_environment
-from service.supervisor import Child, Signals, Supervisor, heeds_hangup
+from service.supervisor import Child, Signals, Supervisor
 from service.telemetry import configure_logging
 
 BACKLOG = 2048  # connections that may wait to be accepted; the kernel's somaxconn may lower it

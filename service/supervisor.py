@@ -25,6 +25,7 @@ from typing import Self
 import structlog
 
 from service import processes
+from service.conduct import heeds_hangup
 from service.errors import PlimsollError
 from service.readiness import READY_FD
 
@@ -36,11 +37,6 @@ WATCH_INTERVAL_S = 1.0  # how often `watch` is called when nothing happens
 DRAIN_PATIENCE_S = 12.0  # a request has 10 s to end (`server.py`); all within 15 s with the servers' own end
 
 log = structlog.get_logger()
-
-
-def heeds_hangup() -> bool:
-    """Tell whether SIGHUP should stop this process: not when it was started with `nohup`."""
-    return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 class ChildFailed(PlimsollError):

@@ -16,7 +16,6 @@ nothing: `tick`.
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,10 +25,17 @@ import uvloop
 
 from service.announce import Announcer, connect_redis
 from service.archive import Rounds
+from service.backstop import Backstop
+from service.conduct import calm_collector, heeds_hangup
 from service.db import Database, is_outage
 from service.doorbell import Doorbell
 from service.due import next_due_in_s
 from service.outside import Outside
+from service.quota.gate import Gate
+from service.quota.inforce import Quotas
+from service.quota.rates import Rates
+from service.quota.shadow import ShadowTally
+from service.quota.ticks import LocalLines, TickRates
 from service.readiness import tell_ready
 from service.settings import Settings
 from service.tallies import Tallies
@@ -67,16 +73,11 @@ CANCEL_S = 0.8
 ROUND_DRAIN_S = 1.0
 """How long a stopping worker waits, after its batches, for what it is archiving; after that it is undone."""
 
-GC_THRESHOLDS = (50_000, 20, 20)
-"""The collector's default settings cost tail latency and find nothing: what a batch makes has no cycles."""
-
 
 def run(settings: Settings) -> int:
     """Work until told to stop; returns the process's exit code."""
     configure_logging(settings.log_level)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    calm_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_work(settings))
     return 0
@@ -142,7 +143,8 @@ class Worker:
         async with self._database.read() as connection:
             due_in_s = await next_due_in_s(connection)
         longest_s = min(self._sweep_interval_s, UNHEARD_REST_S) if self._is_unheard() else self._sweep_interval_s
-        return longest_s if due_in_s is None else min(max(due_in_s, SHORTEST_REST_S), longest_s)
+        longest_s = min(longest_s, self._ticker.rest_s())
+        return max(longest_s if due_in_s is None else min(due_in_s, longest_s), SHORTEST_REST_S)
 
     async def _hand_over(self, claims: list[Claim]) -> None:
         """Settle a batch in the background, as soon as one of the lanes is free."""
@@ -207,7 +209,11 @@ async def _work(settings: Settings) -> None:
     announcer = Announcer(client, doorbell)
     rounds = Rounds(settings, announcer)
     outside = Outside(database, settings.lease_s, settings)
-    ticker = Ticker(database, announcer, Agents(), Tallies(), settings.lease_s, outside)
+    tally, tallies = ShadowTally(database), Tallies()
+    gate = Gate(Rates(client), client, tally)
+    tick_rates = TickRates(client, LocalLines(settings.redis_away_rate_percent))
+    backstop = Backstop(database, Quotas(database), tick_rates, tallies, gate)
+    ticker = Ticker(database, announcer, Agents(), tallies, settings.lease_s, outside, backstop, tally)
     worker = Worker(database, ticker, settings.sweep_interval_s, announcer.is_unheard)
 
     def stop(signum: signal.Signals) -> None:
@@ -217,7 +223,7 @@ async def _work(settings: Settings) -> None:
         rounds.stop()
 
     signals = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # it is, under `nohup`
+    if heeds_hangup():
         signals.append(signal.SIGHUP)
     stop_listening = doorbell.listen()
     for signum in signals:
@@ -229,6 +235,8 @@ async def _work(settings: Settings) -> None:
     # Together: Huey's thread may take as long to end as all the rest, and ten seconds are promised for the whole.
     await asyncio.gather(rounds.drain(ROUND_DRAIN_S), asyncio.to_thread(stop_listening))
     await outside.close()
+    await gate.drain()
+    await tally.close()
     await client.aclose()
     await database.close()
     log.info("worker stopped")

@@ -28,6 +28,9 @@ log = structlog.get_logger()
 
 DAY_S = 86_400.0
 
+CANCEL_S = 0.8
+"""How long a batch that is given up may take to let go: a database that hangs need not answer its farewell."""
+
 
 class Plan(NamedTuple):
     """What a round does."""
@@ -204,7 +207,7 @@ class Rounds:
         if self._task is not None:
             await asyncio.wait([self._task], timeout=patience_s)
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.wait([self._task], timeout=CANCEL_S)
 
     async def _run(self) -> None:
         """Run one round on a connection of its own, which no tick waits for."""

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import structlog
 from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
+from service.__main__ import main
 from service.db import Database
 from service.settings import Settings
 from service.tallies import Tallies
 from service.tick import Ticker
 from service.workspaces import Agents
 from tests.tenants import Tenant, open_tenant
+
+Command = Callable[..., tuple[int, str, str]]
+"""Runs `python -m service` with these arguments; returns its exit code, standard output and standard error."""
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        said = capfd.readouterr()
+        return code, said.out, said.err
+
+    return run
 
 
 @pytest.fixture

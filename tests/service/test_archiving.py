@@ -9,40 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from service.__main__ import main
 from service.db import Database
 from service.settings import Settings
 from service.tallies import Tallies
 from service.tick import Ticker
 from service.workspaces import Agents
+from tests.service.conftest import Command
 from tests.tenants import Tenant, open_tenant
 
-Command = Callable[..., tuple[int, str, str]]
 Ask = Callable[[str], list[str]]
 
 
 @pytest.fixture
 def command(
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    database_url: str,
-    redis_url: str,
-    tmp_path: Path,
+    command: Command, monkeypatch: pytest.MonkeyPatch, database_url: str, redis_url: str, tmp_path: Path
 ) -> Command:
-    """Run a command in this process, on a database and an archive folder of the test's own."""
+    """Run commands on a database and an archive folder of the test's own."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("PLIMSOLL_ARCHIVE_DIR", str(tmp_path / "archives"))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        try:
-            code = main(arguments)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        said = capfd.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return command
 
 
 @pytest.fixture

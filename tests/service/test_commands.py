@@ -5,32 +5,15 @@ from __future__ import annotations
 import json
 import socket
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from service.__main__ import main
 from service.embedded import Stack
 from service.settings import sqlalchemy_url
+from tests.service.conftest import Command
 
-Command = Callable[..., tuple[int, str, str]]
 NEGATIVE = '[{"kind": "PLAN", "latency_ms": -1}]'
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process; returns its exit code, standard output and standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        try:
-            code = main(arguments)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        said = capfd.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

@@ -37,6 +37,17 @@ async def cut(database: Database, query: str) -> None:
     pytest.fail("nobody asked that")
 
 
+async def asking(database: Database, query: str) -> None:
+    """Return when a query like that is being worked on."""
+    under_way = text("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE :query")
+    async with database.read() as connection:
+        for _ in range(1_000):
+            if (await connection.execute(under_way, {"query": query})).scalar_one():
+                return
+            await asyncio.sleep(0.01)
+    pytest.fail("nobody asked that")
+
+
 async def test_more_questions_than_connections_are_all_answered(direct: Direct) -> None:
     answers = await asyncio.gather(*(direct.fetch("SELECT $1::int AS n, pg_sleep(0.01)", n) for n in range(9)))
     assert [[row["n"] for row in rows] for rows in answers] == [[n] for n in range(9)]
@@ -66,6 +77,39 @@ async def test_a_question_whose_connection_is_cut_is_an_outage_and_the_next_one_
         await question
     assert is_outage(caught.value)
     assert [tuple(row) for row in await direct.fetch("SELECT 1")] == [(1,)]
+
+
+async def test_a_question_that_is_given_up_leaves_no_answer_for_the_next_one(database: Database) -> None:
+    direct = Direct(database, 1)
+    question = asyncio.create_task(direct.fetch("SELECT 1 FROM pg_sleep(60)"))
+    await asking(database, "%FROM pg_sleep(60)%")
+    question.cancel()
+    assert [tuple(row) for row in await direct.fetch("SELECT 2")] == [(2,)]
+    with pytest.raises(asyncio.CancelledError):
+        await question
+    await direct.close()
+
+
+async def test_a_statement_is_prepared_anew_when_what_it_reads_was_changed(direct: Direct, database: Database) -> None:
+    async def change(statement: str) -> None:
+        async with database.begin() as connection:
+            await connection.execute(text(statement))
+
+    await change("CREATE TABLE changing AS SELECT 1 AS n")
+    assert [tuple(row) for row in await direct.fetch("SELECT * FROM changing")] == [(1,)]
+    await change("ALTER TABLE changing ALTER n TYPE text")
+    with pytest.raises(asyncpg.PostgresError):
+        await direct.fetch("SELECT * FROM changing")
+    assert [tuple(row) for row in await direct.fetch("SELECT * FROM changing")] == [("1",)]
+    await change("DROP TABLE changing")
+
+
+async def test_closing_ends_a_question_that_is_still_asked(direct: Direct, database: Database) -> None:
+    question = asyncio.create_task(direct.fetch("SELECT 3 FROM pg_sleep(60)"))
+    await asking(database, "%3 FROM pg_sleep(60)%")
+    await direct.close()
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await question
 
 
 async def test_a_statement_that_is_wrong_is_no_outage(direct: Direct) -> None:

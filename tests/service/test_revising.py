@@ -11,30 +11,17 @@ from typing import Any
 
 import pytest
 
-from service.__main__ import main
 from service.quota.tables import FIRST, write
 from tests.quotatables import tables
-
-Command = Callable[..., tuple[int, str, str]]
+from tests.service.conftest import Command
 
 
 @pytest.fixture
-def quotas(
-    capfd: pytest.CaptureFixture[str], database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Command:
+def quotas(command: Command, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run `python -m service` in this process on the test's own servers; returns exit code, output and errors."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("REDIS_URL", redis_url)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        try:
-            code = main(arguments)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        said = capfd.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return command
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from service.changes import GroupOptions
-from service.joins import FailurePolicy, JoinPolicy
+from tests.groupoptions import group_options
 from tests.simulator.breach import Broken
 from tests.simulator.mutants import MUTANTS, mutated
 from tests.simulator.outsiders import APPROVERS
@@ -19,20 +19,7 @@ from tests.simulator.stage import NONE
 from tests.simulator.world import CHILDREN, World
 
 scripts = st.sampled_from(CHILDREN)
-options = st.one_of(
-    st.just(GroupOptions()),
-    st.builds(
-        GroupOptions, st.sampled_from([JoinPolicy.WAIT_ALL, JoinPolicy.WAIT_ANY]), st.sampled_from(FailurePolicy)
-    ),
-    st.builds(GroupOptions, st.just(JoinPolicy.QUORUM), st.sampled_from(FailurePolicy), st.integers(1, 3)),
-    st.builds(
-        GroupOptions,
-        st.just(JoinPolicy.TIMEOUT),
-        st.sampled_from(FailurePolicy),
-        st.none(),
-        st.sampled_from([0.2, 3.0]),
-    ),
-)
+options = group_options([0.2, 3.0])
 
 
 STORIES = settings(max_examples=60, stateful_step_count=40, deadline=None)

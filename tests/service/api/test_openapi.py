@@ -22,7 +22,7 @@ from service.api.answers import (
     ToolView,
     WorkspaceView,
 )
-from service.api.quotas import RevisionPage, RevisionView
+from service.quota.history import RevisionPage, RevisionView
 from service.quota.usage import WorkspaceQuotas
 
 

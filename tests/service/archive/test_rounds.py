@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import itertools
 import signal
@@ -126,6 +127,27 @@ async def test_a_stopping_worker_gives_up_a_batch_that_takes_too_long_and_nothin
         await rounds.drain(0.0)
     assert await archived(tenant) == 0
     assert (await tenant.row(run_id))["archived_seq"] == 0
+
+
+async def test_a_batch_that_cannot_even_be_given_up_does_not_hold_up_the_worker(
+    tenant: Tenant, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = asyncio.Event()
+
+    async def hang(self: Round) -> None:
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+
+    monkeypatch.setattr(Round, "run", hang)
+    rounds = Rounds(settings, tenant.announcer)
+    rounds.ring()
+    await asyncio.sleep(0)
+    await rounds.drain(0.0)
+    assert rounds._task is not None
+    assert not rounds._task.done()
+    let_go.set()
+    await rounds.idle()
 
 
 def test_a_type_that_is_none_is_told_with_its_variable(settings: Settings, tenant: Tenant) -> None:
