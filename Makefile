@@ -171,6 +171,18 @@ noisy-neighbour: $(STAMP) ## A neighbour at 100 times its tick rate; writes docs
 streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs/evidence/streams.md (2 minutes)
 	@$(PY) -m tests.campaigns.streams
 
+.PHONY: bench-harness
+bench-harness: $(STAMP) ## The open loop: stall probe, schedule, speed, faults; writes docs/evidence/generator-*.md (35 minutes)
+	@$(PY) -m tests.campaigns.generator_stall
+	@$(PY) -m tests.campaigns.generator_schedule
+	@$(PY) -m tests.campaigns.generator_speed
+	@$(PY) -m tests.campaigns.generator_lies
+
+.PHONY: peers
+peers: $(STAMP) ## Locust in a venv of its own, for bench-harness to compare with; wrk and hey are taken from PATH
+	@$(PY) -m venv .venv-tools/peers
+	@.venv-tools/peers/bin/python -m pip install --quiet --require-hashes -r tests/campaigns/peers.lock
+
 .PHONY: calibrate
 calibrate: $(STAMP) ## How often the statistics are wrong; writes docs/evidence/*-calibration.md (10 minutes; EFFORT=nightly: an hour)
 	@$(PY) -m tests.calibration --effort $(EFFORT) $(STUDIES)
@@ -209,6 +221,8 @@ wheel: $(STAMP) ## Build the wheel and import it in a throwaway venv outside the
 lock: $(STAMP) ## Resolve pyproject.toml into requirements.lock; LOCK_ARGS=--upgrade takes newer versions
 	@$(PY) -m uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock $(LOCK_ARGS)
+	@$(PY) -m uv pip compile tests/campaigns/peers.in --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-annotate --no-header --quiet --output-file tests/campaigns/peers.lock $(LOCK_ARGS)
 
 .PHONY: clean
 clean: ## Remove .venv, built wheels and tool caches; keeps data/

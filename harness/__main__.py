@@ -14,22 +14,25 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
-from harness.arrivals import RUNS_MAX
 from harness.bench import GROUPS
 from harness.errors import BadUsage, ExitCode, HarnessError
+from harness.flags import seconds as _seconds
+from harness.flags import whole as _whole
 from harness.folders import data_folder, find_in_checkout, keep_caches_here
 from harness.generator import Plan
 from harness.importers.formats import EXPORTS, Format, Unit
 from harness.measurement import measure
+from harness.openloop import OpenPlan
 from harness.request import Request, check_request, require_judgeable
-from harness.sample import Endpoint, Mode
+from harness.run_command import add_flags, plan_of
+from harness.sample import Endpoint
 from harness.sampleset import read_sample_set
 from harness.search import (
     BURST_MAX,
@@ -46,12 +49,9 @@ from harness.summary import summarise
 from harness.target import Target, named_target, own_stack
 from harness.workspaces import SNAPSHOT_RATE_PER_S
 
-CHILDREN_MAX = 4  # the service's cap of pending subruns per parent
-SECONDS_MAX = 86_400.0  # no interval of a load test is longer than a day
 WINDOW_MIN_S, WINDOW_MAX_S = 0.5, 600.0  # of a capacity search; a shorter one is all beginning and end
 CELL_SECONDS_MIN, CELL_SECONDS_MAX = 0.1, 60.0  # of one cell of the bench
 BASELINE_HELP = "a sample set, or a folder that holds some, than which these samples must not be more than 5 %% slower"
-CLOSED_MODES = [str(mode) for mode in (Mode.SMOKE, Mode.BURST, Mode.SOAK)]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,29 +59,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(ExitCode.USAGE, f"{self.prog}: {message} (see --help)\n")
-
-
-def _whole(lowest: int, highest: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = lowest - 1
-        if not lowest <= value <= highest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not usable: give a whole number from {lowest} to {highest}")
-        return value
-
-    return read
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= SECONDS_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give seconds from 0 to {SECONDS_MAX:g}")
-    return value
 
 
 def _cell_seconds(text: str) -> float:
@@ -272,32 +249,9 @@ def _add_target(command: argparse.ArgumentParser) -> None:
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
-    add = run.add_argument
-    add("--mode", choices=CLOSED_MODES, required=True,
-        help="smoke: at most --burst-size runs side by side; burst: groups of --burst-size started at one instant;"
-        " soak: one run after another")  # fmt: skip
-    add("--runs", type=_whole(1, RUNS_MAX), default=5, metavar="N", help="parent runs in all (default: %(default)s)")
-    add(
-        "--children",
-        type=_whole(0, CHILDREN_MAX),
-        default=1,
-        metavar="N",
-        help="subruns of each (default: %(default)s)",
-    )
-    add(
-        "--burst-size",
-        type=_whole(1, RUNS_MAX),
-        default=10,
-        metavar="N",
-        help="runs live at once (default: %(default)s)",
-    )
-    for flag, seconds, meaning in (
-        ("--poll-interval", 1.0, "from a poll's answer to the next poll"),
-        ("--poll-timeout", 20.0, "of polling after which a run is given up and cancelled"),
-        ("--soak-interval", 0.0, "from the end of a soak's run to the start of the next"),
-    ):
-        add(flag, type=_seconds, default=seconds, metavar="S", help=f"seconds {meaning} (default: {seconds:g})")
+    add_flags(run)
     _add_target(run)
+    add = run.add_argument
     add("--gate", action="store_true", help="judge the samples at once and exit as `report` does")
     add("--baseline", type=Path, metavar="PATH", help=f"with --gate: {BASELINE_HELP}")
     add("--json", action="store_true", help="print one JSON object (milliseconds) instead of the table")
@@ -317,16 +271,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise BadUsage("--baseline needs --gate: without it nothing is judged")
     if arguments.gate:
         require_judgeable(arguments.baseline)
-    plan = Plan(
-        mode=Mode(arguments.mode),
-        runs=arguments.runs,
-        children=arguments.children,
-        burst_size=arguments.burst_size,
-        poll_interval_s=arguments.poll_interval,
-        poll_timeout_s=arguments.poll_timeout,
-        soak_interval_s=arguments.soak_interval,
-    )
-    if plan.poll_interval_s * SNAPSHOT_RATE_PER_S < 1:
+    plan = plan_of(arguments)
+    if isinstance(plan, Plan) and plan.poll_interval_s * SNAPSHOT_RATE_PER_S < 1:
         _complain(f"note: --poll-interval {plan.poll_interval_s:g} is faster than the {SNAPSHOT_RATE_PER_S}/s that a"
                   " workspace may ask for snapshots; expect 429 once its burst capacity is used")  # fmt: skip
     measured = measure(plan, _target(arguments), arguments.out or data_folder() / "samples")
@@ -338,9 +284,21 @@ def _run(arguments: argparse.Namespace) -> int:
     if not measured.complete:
         raise HarnessError(f"{measured.path} lacks rows of planned requests: the measurement is not valid")
     if not arguments.gate:
+        if isinstance(plan, OpenPlan):
+            _refuse_untrue(measured.path)
         return ExitCode.PASSED
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
         return _judge(check_request([measured.path], baseline=arguments.baseline))
+
+
+def _refuse_untrue(path: Path) -> None:
+    """Raise HarnessError when an open loop was not what it says: its samples would blame the service for it."""
+    from harness.evaluation import find_faults_in
+
+    findings = find_faults_in(path)
+    if findings:
+        told = " ".join(finding.detail for finding in findings)
+        raise HarnessError(f"{path} is kept, but the measurement is not valid: {told}")
 
 
 def _burst_limits(arguments: argparse.Namespace) -> int:

@@ -84,6 +84,11 @@ def load(
     return Evaluation(data, compared, slos, findings, verdicts)
 
 
+def find_faults_in(path: Path) -> tuple[Finding, ...]:
+    """Return every reason not to trust the sample set at `path`, without judging it; raises SampleSetError."""
+    return find_faults(build_dataset([_frames(path)]))
+
+
 def _frames(path: Path) -> tuple[str, Manifest, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return one set's folder, its manifest and its tables as data frames, whole numbers kept whole beside nulls."""
     one = read_sample_set(path)

@@ -59,9 +59,9 @@ class RateWorld:
         taken = served(runs, self.workers, pace * self.run_ms / 1e3) - pace * self.run_ms / 1e3
         looks_s = SPAN.lead_s + SPAN.window_s * np.arange(LOOKS) / (LOOKS - 1)
         depth = np.searchsorted(runs, looks_s, side="right") - np.searchsorted(taken, looks_s, side="right")
-        # Runs are taken in order, so the oldest that waits is the first that was not taken.
-        oldest = np.minimum(np.searchsorted(taken, looks_s, side="right"), len(runs) - 1)
-        age = np.where(depth > 0, looks_s - runs[oldest], 0.0)
+        # Runs are taken in order, so the oldest that waits is the first that was not taken; none may be there at all.
+        oldest_s = np.append(runs, 0.0)[np.searchsorted(taken, looks_s, side="right")]
+        age = np.where(depth > 0, looks_s - oldest_s, 0.0)
         seen = Seen((looks_s * 1e9).astype(np.int64), depth.astype(np.float64), age)
         instants = [(each * 1e9).astype(np.int64) for each in (due, done)]
         return observe(instants[0], instants[0], instants[1], ~refused, seen, SPAN, rate_per_s)

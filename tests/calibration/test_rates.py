@@ -36,6 +36,12 @@ def test_a_service_that_falls_behind_slowly_fails_for_its_queue_while_every_answ
     assert verdict.findings[Check.AGE].value == pytest.approx(0.2, abs=0.05)
 
 
+def test_a_service_that_refuses_every_request_has_no_queue() -> None:
+    world = RateWorld(servers=1, service_ms=4.0, workers=1, run_ms=10.0, spread=0.0, failing=1.0)
+    seen = world.window(np.random.default_rng(33), 20.0)
+    assert (seen.depth_max, seen.age_s_max, seen.served_per_s) == (0.0, 0.0, 0.0)
+
+
 def test_dealing_requests_to_servers_in_turn_is_serving_them_in_order() -> None:
     due = np.sort(np.random.default_rng(32).uniform(0.0, 10.0, 400))
     free = [0.0] * 3
