@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.bursts import Requirement, judge, level_table, looks, trials_at
+from harness.analysis.brackets import limits_of
+from harness.analysis.bursts import Requirement, judge, looks, trials_at
 from harness.analysis.slo import Measure, Op, Slo, Status, percent, plural
 from harness.api import Api
 from harness.beside import Beside
@@ -222,20 +223,18 @@ def read_limits(path: Path, plan: BurstPlan, slo_file: Path) -> Limits:
     evaluation = load([path], slo_file)
     if evaluation.findings:
         raise HarnessError(f"{path}: the measurement is not valid: {evaluation.findings[0].detail}")
-    table = level_table(evaluation.data.samples, evaluation.data.resources, plan.requirements, plan.trials)
-    ladder, endpoints = burst_ladder(plan.max_burst), dict[str, dict[str, Any]]()
-    for requirement in plan.requirements:
-        levels: list[dict[str, Any]] = [
-            {str(name): None if pd.isna(value) else value for name, value in row.items() if name != "endpoint"}
-            for row in table[table["endpoint"] == requirement.endpoint.value].to_dict("records")
-        ]
-        bracket = consider(ladder, {row["level"]: Status(row["verdict"]) for row in levels})
-        endpoints[requirement.endpoint.value] = {
-            "highest_pass": bracket.highest_pass,
-            "lowest_fail": bracket.lowest_fail,
-            "requirement": requirement.words,
-            "levels": levels,
+    endpoints = {
+        limit.requirement.endpoint.value: {
+            "highest_pass": limit.highest_pass,
+            "lowest_fail": limit.lowest_fail,
+            "requirement": limit.requirement.words,
+            "levels": [
+                {str(name): None if pd.isna(value) else value for name, value in row.items() if name != "endpoint"}
+                for row in limit.levels.to_dict("records")
+            ],
         }
+        for limit in limits_of(evaluation.data)
+    }
     return Limits(str(path), plan.trials, endpoints)
 
 

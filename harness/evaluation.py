@@ -24,6 +24,9 @@ from harness.sample import Mode
 from harness.sampleset import MANIFEST, Manifest, UnreadableFile, newest_sample_set, read_sample_set, sets_in
 from harness.slofile import SLO_FILE, read_slos
 
+BASELINE = Path("data/baselines/smoke")
+"""Where `make baseline` leaves this machine's baseline."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -65,7 +68,8 @@ def load(
 ) -> Evaluation:
     """Read sample sets and judge them; without paths, the newest set of this checkout.
 
-    `baseline` is a sample set, or a folder that holds some, to compare with; nothing is compared when it is empty.
+    `baseline` is a sample set, or a folder that holds some, to compare with; nothing is compared when it is empty, or
+    when it is BASELINE and was not measured yet.
 
     Relative paths are those of the working directory, or else of the checkout that holds it, so that a notebook finds
     them too. Raises SampleSetError for files that cannot be read and SloFileError for SLOs that cannot.
@@ -76,7 +80,8 @@ def load(
     slos = read_slos(find_in_checkout(Path(slo_file)))
     data = build_dataset([_frames(path) for path in paths])
     findings = find_faults(data, partial=partial)
-    if not str(baseline):
+    unmeasured = Path(baseline) == BASELINE and not find_in_checkout(BASELINE).exists()
+    if not str(baseline) or unmeasured:
         return Evaluation(data, None, slos, findings, () if findings else judge_all(slos, data))
     compared = build_dataset([_frames(path) for path in sets_in(find_in_checkout(Path(baseline)))])
     findings += (*find_faults(compared), *find_shared(data, compared))

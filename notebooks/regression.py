@@ -25,7 +25,7 @@ from harness.evaluation import load
 samples: list[str] = []  # folders of sample sets; none: the newest one in data/samples
 slo_file: str = "data/slo.yaml"  # the SLOs
 partial: bool = False  # judge also sets that were cut short
-baseline: str = "data/baselines/smoke"  # a sample set, or a folder that holds some
+baseline: str = "data/baselines/smoke"  # a sample set, or a folder that holds some; `make baseline` measures this one
 
 # %%
 evaluation = load(samples, slo_file, partial=partial, baseline=baseline)

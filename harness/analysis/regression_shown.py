@@ -20,7 +20,10 @@ from harness.analysis.layout import Passage, answer, cell, plainly, styled
 from harness.analysis.slo import Status, number, percent, plural, signed_percent
 from harness.analysis.validity import Finding
 
-NONE = "There is no baseline to compare with: give one with --baseline."
+NONE = (
+    "There is no baseline to compare with. `make baseline` measures this machine's into data/baselines/smoke; any other"
+    " measurement is given with --baseline."
+)
 
 LOOKS = {Status.PASS: ("#0072B2", "o"), Status.FAIL: (RED, "X"), Status.INCONCLUSIVE: (GREY, "d")}
 

@@ -159,7 +159,7 @@ def _rows(manifest: Manifest, samples: pd.DataFrame, runs: pd.DataFrame, *, cut_
     creates = samples.loc[samples["endpoint"] == "create", "run_key"]
     unknown = int((~creates.isin(runs["run_key"])).sum())
     if manifest.mode in CLOSED_LOOP and unknown and not cut_short:
-        yield Fault.LOST_ROWS, f"{plural(unknown, 'creates')} have no record of their run.", unknown
+        yield Fault.LOST_ROWS, f"{plural(unknown, 'creates')} without a record of the run.", unknown
 
 
 def _clocks(manifest: Manifest, samples: pd.DataFrame) -> Found:

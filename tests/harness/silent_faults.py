@@ -221,7 +221,7 @@ SAMPLES: Sequence[Fault] = (
     Fault("planned requests have no row", _rows(lambda rows: rows.samples.__delitem__(slice(-3, None))), 2,
           "3 rows of 48 planned requests are missing"),
     Fault("a create has no record of its run", _rows(lambda rows: rows.runs.__delitem__(0)), 2,
-          "1 create have no record of their run"),
+          "1 create without a record of the run"),
     Fault("a run is recorded twice", _rows(lambda rows: rows.runs.append(rows.runs[0])), 2, "recorded twice"),
     Fault("one row is there twice and another is lost",
           _rows(lambda rows: rows.samples.__setitem__(-1, rows.samples[0])), 2, "recorded twice"),
