@@ -62,7 +62,7 @@ OPEN = ("--arrivals", "constant", "--rate", "50", "--duration", "1")
             "python -m harness run: give --mode smoke, burst or soak for a closed loop, or --arrivals with --rate",
         ),
         (("run", "--mode", "open"), "argument --mode: invalid choice: 'open'"),
-        (("capacity",), "argument COMMAND: invalid choice: 'capacity'"),
+        (("sail",), "argument COMMAND: invalid choice: 'sail'"),
         ((*RUN, "--runs", "0"), "argument --runs: '0' is not usable: give a whole number from 1 to 100000"),
         ((*RUN, "--runs", "100001"), "argument --runs: '100001' is not usable"),
         ((*RUN, "--runs", "2.5"), "argument --runs: '2.5' is not usable"),
