@@ -11,7 +11,15 @@ import numpy as np
 from harness.analysis.capacity import REQUESTS_MIN
 from harness.machine import commit, versions
 from tests.calibration.effort import SEED, Bar
-from tests.calibration.rate_study import AtTheRate, RateResult, at_the_rate, by_observed_p95, search, worlds
+from tests.calibration.rate_study import (
+    LIMIT_WINDOWS,
+    AtTheRate,
+    RateResult,
+    at_the_rate,
+    by_observed_p95,
+    search,
+    worlds,
+)
 from tests.calibration.rate_world import REQUIREMENT, SPAN, TRUTH_WINDOWS, RateWorld
 
 SEARCHES = 100
@@ -127,8 +135,8 @@ missing (exit code 3). At rates of a few requests a second more trials are made 
 
 ## One rate, next to the limit
 
-{REPEATS} repeats each, of the rates that just miss and just meet the requirement, 1 % apart. *Decides*: the check that
-is missed there. Both errors are to stay at 2.5 %.
+{REPEATS} repeats each, of the rates that just miss and just meet the requirement, 1 % apart, found by counting
+{LIMIT_WINDOWS:,} windows of each rate that was tried. *Decides*: the check that is missed there. Both errors are to stay at 2.5 %.
 
 | servers, ms | workers, ms | spread | trials | rate | decides | false pass | false fail |
 |---|---|---|---|---|---|---|---|

@@ -28,7 +28,10 @@ from harness.sample import Endpoint
 REQUIREMENT = RateRequirement(Requirement(Endpoint.CREATE, Op.LT, 300.0, 0.05))
 SPAN = Span(lead_s=1.0, window_s=4.0)
 LOOKS = 5
+
 TRUTH_WINDOWS = 300
+"""Enough for the rates of a ladder, which are far from each other."""
+
 NEVER_NS = -1
 
 
@@ -67,10 +70,10 @@ class RateWorld:
         return observe(instants[0], instants[0], instants[1], ~refused, seen, SPAN, rate_per_s)
 
     @functools.cache  # noqa: B019 - a few worlds, for as long as the study
-    def truth(self, rate_per_s: float) -> dict[Check, float]:
+    def truth(self, rate_per_s: float, count: int = TRUTH_WINDOWS) -> dict[Check, float]:
         """Return what a rate comes to over many windows: the share of each check."""
         random = np.random.default_rng(round(rate_per_s * 1e3))
-        windows = [self.window(random, rate_per_s) for _ in range(TRUTH_WINDOWS)]
+        windows = [self.window(random, rate_per_s) for _ in range(count)]
         latency = np.concatenate([window.latency for window in windows])
         shares = {
             Check.LATENCY: float(REQUIREMENT.latency.is_slow(latency).mean()),
@@ -78,9 +81,9 @@ class RateWorld:
         }
         return shares | {check: float(np.mean([window.growth[check] for window in windows])) for check in GROWTH}
 
-    def meets(self, rate_per_s: float) -> bool:
-        """Say whether a rate truly meets the requirement."""
-        return all(share <= REQUIREMENT.limit(check) for check, share in self.truth(rate_per_s).items())
+    def meets(self, rate_per_s: float, count: int = TRUTH_WINDOWS) -> bool:
+        """Say whether a rate truly meets the requirement, by so many windows of it."""
+        return all(share <= REQUIREMENT.limit(check) for check, share in self.truth(rate_per_s, count).items())
 
 
 def served(due: Floats, servers: int, service_s: float) -> Floats:

@@ -44,6 +44,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(commands, "WINDOW_MIN_S", 0.05)
     monkeypatch.setattr(rules, "REQUESTS_MIN", 80)
     monkeypatch.setattr(rules, "LATE_MS", 1e9)
+    monkeypatch.setattr(rules, "LOOK_LATE_SHARE", 10.0)
     monkeypatch.setattr(capacity, "RateRequirement", functools.partial(RateRequirement, growth_share=100.0))
     return tmp_path / "data"
 

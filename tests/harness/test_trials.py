@@ -67,7 +67,7 @@ async def test_a_burst_is_due_at_one_instant_on_connections_that_were_open_befor
     rows = made.close().samples.to_pylist()
     assert {(row["level"], row["trial"], row["endpoint"], row["outcome"]) for row in rows} == {(40, 3, "create", "ok")}
     assert len({row["intended_at_ns"] for row in rows}) == 1
-    np.testing.assert_allclose(latency, [row["latency_ms"] for row in rows])
+    np.testing.assert_allclose(latency, [row["latency_ms"] for row in rows], rtol=0, atol=0.5 / 1024)  # as it is kept
     tried = {asked.connection for asked in model.asked if asked.path == "/livez"}
     used = [asked.connection for asked in model.asked if asked.path == "/api/runs/" and asked.method == "POST"]
     assert len(set(used)) == 40
