@@ -136,7 +136,8 @@ missing (exit code 3). At rates of a few requests a second more trials are made 
 ## One rate, next to the limit
 
 {REPEATS} repeats each, of the rates that just miss and just meet the requirement, 1 % apart, found by counting
-{LIMIT_WINDOWS:,} windows of each rate that was tried. *Decides*: the check that is missed there. Both errors are to stay at 2.5 %.
+{LIMIT_WINDOWS:,} windows of each rate that was tried. *Decides*: the check that is missed there. Both errors are
+to stay at 2.5 %.
 
 | servers, ms | workers, ms | spread | trials | rate | decides | false pass | false fail |
 |---|---|---|---|---|---|---|---|
