@@ -26,6 +26,9 @@ SEED ?= 0
 RUNS ?= 2000
 KILLS ?= 100
 
+# How often `make cap-races` asks for a place under each cap.
+ATTEMPTS ?= 1000000
+
 # A page to write about that run, for example EVIDENCE=docs/evidence/simulator.md; it also counts the seeded bugs found.
 EVIDENCE ?=
 
@@ -162,6 +165,10 @@ bench-quota: $(STAMP) ## Rates with real processes, to the token; writes docs/ev
 .PHONY: redis-away
 redis-away: $(STAMP) ## Redis hangs and dies under load; writes docs/evidence/redis-away.md (3 minutes)
 	@$(PY) -m tests.campaigns.redis_away
+
+.PHONY: cap-races
+cap-races: $(STAMP) ## A million racing attempts on each cap; writes docs/evidence/cap-races.md (half an hour)
+	@$(PY) -m tests.campaigns.cap_races --attempts $(ATTEMPTS)
 
 .PHONY: noisy-neighbour
 noisy-neighbour: $(STAMP) ## A neighbour at 100 times its tick rate; writes docs/evidence/noisy-neighbour.md (3 minutes)
