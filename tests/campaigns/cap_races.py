@@ -78,10 +78,10 @@ PROCESSES = 2
 CALLERS = 256  # of each process
 WORKSPACES = 4
 PARENTS, USERS = 2, 2  # of each workspace
-RUNS = {Limit.PENDING_TOOL_CALLS: 40, Limit.PENDING_TOOL_CALLS_PER_RUN: 160}  # of each workspace, that want tool calls
+RUNS = {Limit.PENDING_TOOL_CALLS: 40, Limit.PENDING_TOOL_CALLS_PER_RUN: 24}  # of each workspace, that want tool calls
 SCRIPT = 100  # tool calls of each of these runs at most
 SAMPLE_EVERY_S = 0.02
-PATIENCE_S = 300.0  # for a round
+PATIENCE_S = 900.0  # for a round
 
 
 class Racers:
