@@ -12,8 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from service.embedded import Stack
+
+# The same examples in every run: a change is judged, not luck. `--hypothesis-profile=default` draws new ones.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 REDIS_DATABASES = 16  # redis-server's default
 

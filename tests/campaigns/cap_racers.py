@@ -143,6 +143,7 @@ class Racer:
 
         self.ticker = Ticker(self.database, announcer, Agents(), Tallies(), LONG_LEASE_S)
         self._ends: set[asyncio.Task[None]] = set()
+        self._over = asyncio.Event()  # told, not cancelled: a library may swallow a cancellation
         self.told = Told()
         self.refused: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
@@ -184,6 +185,7 @@ class Racer:
     # ---- runs
 
     async def _race_runs(self, race: Round) -> None:
+        self._over.clear()
         turning = asyncio.create_task(self._turn_over())
         await self._together([self._accept_runs(race) for _ in range(race.callers)])
         ids = {"ids": [field.workspace_id for field in race.fields]}
@@ -193,12 +195,12 @@ class Racer:
                 if not (await connection.execute(LIVE_HOLDERS, ids)).scalar_one():
                     break
             await asyncio.sleep(0.02)
-        turning.cancel()
-        await asyncio.gather(turning, return_exceptions=True)
+        self._over.set()
+        await turning
 
     async def _turn_over(self) -> None:
         """Do a worker's work."""
-        while True:
+        while not self._over.is_set():
             try:
                 claims = await self.ticker.claim(TURNS)
                 if claims:
@@ -243,10 +245,11 @@ class Racer:
 
     async def _race_calls(self, race: Round) -> None:
         alone = race.limit is Limit.PENDING_TOOL_CALLS_PER_RUN
+        self._over.clear()
         deciding = asyncio.create_task(self._decide(race, 0.002 if alone else DECIDE_EVERY_S))
         await self._together([self._request_calls(race, alone=alone) for _ in range(TICKERS)])
-        deciding.cancel()
-        await asyncio.gather(deciding, return_exceptions=True)
+        self._over.set()
+        await deciding
 
     async def _request_calls(self, race: Round, *, alone: bool) -> None:
         """Take turns at which runs ask for tool calls; `alone`: as many workers, all but one too late, at once."""
@@ -268,7 +271,7 @@ class Racer:
     async def _decide(self, race: Round, pause_s: float) -> None:
         """Do what people do: approve some calls, reject the others."""
         ids = {"ids": [field.workspace_id for field in race.fields]}
-        while True:
+        while not self._over.is_set():
             async with self.database.read() as connection:
                 waiting = (await connection.execute(PENDING_CALLS, ids)).scalars().all()
             for tool_call_id in waiting:

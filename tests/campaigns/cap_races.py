@@ -238,11 +238,11 @@ class Arena:
         return len(taken) == DEFAULT.cap(limit)
 
 
-async def observe(arena: Arena, result: Result, fields: Sequence[Field]) -> None:
+async def observe(arena: Arena, result: Result, fields: Sequence[Field], over: asyncio.Event) -> None:
     """Count rows again and again while others race, in a statement of its own each time."""
     held = text(f"SELECT coalesce(max(held), 0) AS most, ({WAITING}) AS waiting FROM ({SAMPLES[result.limit]}) pools")  # noqa: S608 - constants
     ids = {"ids": [field.workspace_id for field in fields]}
-    while True:
+    while not over.is_set():
         async with arena.database.read() as connection:
             seen = (await connection.execute(held, ids)).one()
         result.samples += 1
@@ -289,10 +289,11 @@ class Listener:
 async def race_rows(arena: Arena, result: Result, racers: Racers, attempts: int) -> None:
     """One round for a cap that PostgreSQL holds, and its audit."""
     fields = await arena.fields(result.limit)
-    observing = asyncio.create_task(observe(arena, result, fields))
+    over = asyncio.Event()
+    observing = asyncio.create_task(observe(arena, result, fields, over))
     add(result.told, await racers.race(result.limit, attempts, fields, arena.hold_s))
-    observing.cancel()
-    await asyncio.gather(observing, return_exceptions=True)
+    over.set()
+    await observing
     if result.limit not in CALLS:
         result.history.left += await live_holders(arena, fields)
     else:
