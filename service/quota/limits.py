@@ -54,6 +54,11 @@ class Rate:
         """The rate as the limiter counts it, in thousandths of a token a second."""
         return int(self.per_s * 1000)
 
+    @property
+    def code(self) -> str:
+        """The rate as a run's row names the one that it was delayed under: thousandths and burst, as in "41000:41"."""
+        return f"{self.thousandths}:{self.burst}"
+
 
 @dataclass(frozen=True)
 class Quota:
