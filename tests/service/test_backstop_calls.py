@@ -124,16 +124,17 @@ async def test_a_change_of_the_rate_reaches_a_delayed_run_that_was_woken_for_its
 async def test_a_rate_that_is_lifted_calls_everybody_whoever_they_are_in_the_hands_of(
     tenant: Tenant, client: redis.asyncio.Redis
 ) -> None:
-    dead, paused, woken = Hands(tenant, client), Hands(tenant, client), Hands(tenant, client)
+    workers = [Hands(tenant, client) for _ in range(3)]
     await limit(tenant, HOURLY, 1)
     run_ids = await tenant.runs(9, await one_step(tenant))
-    for each in (dead, paused, woken):
+    for each in workers:
         await settle(each.ticker, await each.ticker.claim(most=3))
+    await drain(workers[-1].ticker)
     late = [each["run_id"] for each in await tenant.rows("SELECT run_id FROM runs WHERE ended_at IS NULL")]
     assert len(late) == 8
     await control(tenant, late[0], pause_run, resume_run)
     await tenant.write("UPDATE runs SET next_tick_at = now() WHERE run_id = :id", id=late[1])  # as a child's end does
-    await drain(woken.ticker)
+    await drain(workers[-1].ticker)
     await lift(tenant)
 
     await drain(Hands(tenant, client).ticker)  # a worker that knows nobody
