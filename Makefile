@@ -127,6 +127,10 @@ bench-quota: $(STAMP) ## Rates with real processes, to the token; writes docs/ev
 redis-away: $(STAMP) ## Redis hangs and dies under load; writes docs/evidence/redis-away.md (3 minutes)
 	@$(PY) -m tests.campaigns.redis_away
 
+.PHONY: noisy-neighbour
+noisy-neighbour: $(STAMP) ## A neighbour at 100 times its tick rate; writes docs/evidence/noisy-neighbour.md (3 minutes)
+	@$(PY) -m tests.campaigns.noisy_neighbour
+
 .PHONY: streams
 streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs/evidence/streams.md (2 minutes)
 	@$(PY) -m tests.campaigns.streams

@@ -12,6 +12,8 @@ run or, if a group of subruns is still waited for or a subrun still expected, pa
 tick, when its groups are decided or its patience ends, ends it. A turn that finds nothing to do (a spurious wake) is no
 tick and leaves no event.
 
+A step is put off when the workspace is over its tick rate (`backstop`), and everything else of the turn is done.
+
 A step that calls a tool takes two ticks: one writes the TOOL_CALL step and, unless a person must decide first, leaves
 the run due; the other, when the tool has ended or was refused, writes the OBSERVATION. A model's agent has moves
 instead of a script (`turns`).
@@ -62,6 +64,10 @@ def advance(
     if decision is Decision.FAIL:
         pen.tick()
         pen.end(RunStatus.FAILED, pen.why_failed(), cancelled)
+    elif means.delay is not None and pen.step_is_due:
+        pen.delay(means.delay)
+        if cancelled:
+            pen.tick()
     elif turn.tool_call is not None and pen.step_is_due:
         _observe(pen, turn.tool_call, script, means, cancelled)
     elif status in WITH_STEPS and pen.step_is_due:

@@ -25,6 +25,10 @@ from service.toolcalls import Call, ToolCallStatus
 WITH_STEPS = (RunStatus.PENDING, RunStatus.RUNNING)
 """Statuses in which a turn may execute a step."""
 
+BEHIND = dt.timedelta(microseconds=1)
+"""By how much a run whose step was delayed (`backstop`) is due after its step: the least that the database's clock
+knows. Every other run that waits for its step is due when its step is."""
+
 
 class RunRow(msgspec.Struct, gc=False, omit_defaults=True):
     """The columns of a run that the engine reads and writes, explained in `runs.Run`; its groups; its tool call."""
@@ -106,6 +110,7 @@ class Pen:
         self._events: list[NewEvent] = []
         self._changed_groups: dict[str, Group] = {}
         self._changed_calls: dict[uuid.UUID, Call] = {}
+        self._delayed = False
 
     @property
     def clock(self) -> dt.datetime:
@@ -255,6 +260,13 @@ class Pen:
             deadlines = [g.deadline_at for g in run.groups.values() if g.state == GroupState.WAITING]
             clocks = (run.step_due_at, run.wait_until, *deadlines)
             run.next_tick_at = min((instant for instant in clocks if instant is not None), default=None)
+            if self._delayed and run.next_tick_at is not None and run.next_tick_at == run.step_due_at:
+                run.next_tick_at += BEHIND
+
+    def delay(self, by: dt.timedelta) -> None:
+        """Move the run's step away; its other clocks stay."""
+        self.run.step_due_at = self.now + by
+        self._delayed = True
 
     def has_a_turn(self) -> bool:
         """Tell whether the run's children give it something to do at once."""

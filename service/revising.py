@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.administration import explained, in_one_transaction
 from service.announce import connect_redis
-from service.db import Database
-from service.errors import BadUsage, Invalid, PlimsollError
+from service.db import PATIENT_STATEMENT_TIMEOUT_S, Database
+from service.errors import BadUsage, IllegalState, Invalid, PlimsollError
 from service.quota import overrides, revisions
 from service.quota.guardrails import Finding
 from service.quota.history import RevisionPage, RevisionView, revision_views
@@ -39,6 +39,10 @@ from service.telemetry import configure_logging
 
 class ActivationRefused(PlimsollError):
     """Guardrails refused to put a revision in force; its state is as it was, and the history says so."""
+
+
+class RecalibrationUnderWay(PlimsollError):
+    """Another recalibration has not ended yet."""
 
 
 def show(settings: Settings, revision: int | None, *, as_json: bool) -> str:
@@ -98,7 +102,7 @@ def recalibrate(
 ) -> dict[str, Any]:
     """Decide on a measurement and begin to carry the decision out, or only say what it would be.
 
-    Raises BadUsage for the file, and IllegalState while another recalibration is under way.
+    Raises BadUsage for the file, and RecalibrationUnderWay.
     """
     measurement, who = _parsed(file), _who(by)
     configure_logging("error" if dry_run else settings.log_level)  # nothing is to be told of what is undone
@@ -113,7 +117,10 @@ def recalibrate(
             told = {}
         return {**told, "phase": taken.phase, **_decided(taken.decision)}
 
-    return in_one_transaction(settings, work)
+    try:
+        return in_one_transaction(settings, work, PATIENT_STATEMENT_TIMEOUT_S)  # a week's runs are looked at
+    except IllegalState as busy:
+        raise RecalibrationUnderWay(busy.detail) from None
 
 
 def rollback(settings: Settings, by: str | None, reason: str | None) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from service.telemetry import LATENCY_BUCKETS_S
 KEY = "plimsoll:tallies"
 """Name of the Redis hash."""
 
+_DELAYED = "ticks_delayed:"
+
 _BOUNDS = [*map(str, LATENCY_BUCKETS_S), "+Inf"]
 
 
@@ -38,6 +40,15 @@ class Tallies:
         """Count one claimed run by how long it had been due."""
         self._add("tick_wait_le:" + _BOUNDS[bisect_left(LATENCY_BUCKETS_S, wait_s)], 1)
         self._add("tick_wait_sum_s", wait_s)
+
+    def count_delayed(self, workspace: str, turns: int) -> None:
+        """Count turns that a tick rate delayed, by the workspace as `quota.refusals` names it."""
+        self._add(_DELAYED + workspace, turns)
+
+    def count_local_turns(self, admitted: int, delayed: int) -> None:
+        """Count turns whose rate was checked in their own process."""
+        self._add("ticks_local_admitted", admitted)
+        self._add("ticks_local_delayed", delayed)
 
     def take(self) -> dict[str, float]:
         """Return what is not in Redis yet, by field, and forget it."""
@@ -89,4 +100,19 @@ def exposition(amounts: dict[str, float]) -> bytes:
         lines.append(f'plimsoll_tick_wait_seconds_bucket{{le="{bound}"}} {claimed:.0f}')
     lines.append(f"plimsoll_tick_wait_seconds_sum {amounts.get('tick_wait_sum_s', 0):.6f}")
     lines.append(f"plimsoll_tick_wait_seconds_count {claimed:.0f}")
+    lines += [
+        "# HELP plimsoll_ticks_delayed_total Worker turns put off because their workspace was over its tick rate.",
+        "# TYPE plimsoll_ticks_delayed_total counter",
+        *(
+            f'plimsoll_ticks_delayed_total{{workspace="{field.removeprefix(_DELAYED)}"}} {amount:.0f}'
+            for field, amount in sorted(amounts.items())
+            if field.startswith(_DELAYED)
+        ),
+        "# HELP plimsoll_ticks_local_total Worker turns whose rate was checked in their worker, without Redis.",
+        "# TYPE plimsoll_ticks_local_total counter",
+        *(
+            f'plimsoll_ticks_local_total{{outcome="{outcome}"}} {amounts.get(f"ticks_local_{outcome}", 0):.0f}'
+            for outcome in ("admitted", "delayed")
+        ),
+    ]
     return "\n".join([*lines, ""]).encode()

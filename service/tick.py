@@ -5,7 +5,9 @@ Overview
     and each batch goes through three stages:
 
     claim    one statement takes the runs that have been due longest, passing over rows that others hold. It raises
-             each run's `epoch` and moves its `next_tick_at` to the end of a lease.
+             each run's `epoch` and moves its `next_tick_at` to the end of a lease. While a few workspaces fill all
+             batches, one is that of all others now and then, so nobody waits behind a long line of somebody else's.
+             Then the steps that are due are paid for: those of a workspace over its tick rate are delayed (`backstop`).
     outcome  whatever happens outside the database, in no transaction, under the lease. A scripted agent asks nobody:
              its outcome is the script itself, read once per process. A tool that runs and a model that answers belong
              here (`outside`); their leases are renewed, and the worker lets them wait in a lane of their own.
@@ -34,7 +36,7 @@ Failures
     The worker dies, anywhere: what was not committed did not happen; the lease ends and another worker claims.
     The commit's answer is lost: the run was advanced, its `next_tick_at` says when it is due next. Nothing is repeated.
     A worker stalls past its lease: its batch is fenced by invariant 1 and counted, and it goes on.
-    Redis is away: nobody is rung; the sweeper (`worker`) finds what is due.
+    Redis is away: nobody is rung; the sweeper (`worker`) finds what is due, and each worker keeps the tick rates alone.
     PostgreSQL is away: the batch is dropped, its leases end.
     One run cannot be turned over: because of a bug the batch cannot be written, and is replayed one by one to find it;
     or what it asked of the outside did not answer (`postpone`). It is logged and becomes due again after a delay that
@@ -46,26 +48,30 @@ Failures
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import structlog
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from service.advance import advance
 from service.announce import Announcer
+from service.backstop import Backstop, Paying
 from service.db import Database, is_outage, rows
 from service.families import advance_family, fail_run
 from service.ledger import Ledger
 from service.outside import Outside
-from service.pen import WITH_STEPS
-from service.quota.caps import tool_calls_left
+from service.pen import WITH_STEPS, RunRow
+from service.quota.caps import observe_caps, tool_calls_left
 from service.quota.inforce import Quotas
-from service.quota.limits import Quota
-from service.runs import new_id
+from service.quota.limits import Limit, Quota
+from service.quota.shadow import Observation, ShadowTally
+from service.runs import RunStatus, new_id
 from service.tallies import Tallies
 from service.toolcalls import Definition, Definitions, ToolCallStatus
 from service.turns import PLAIN, Means
@@ -76,23 +82,60 @@ log = structlog.get_logger()
 BATCH = 128
 """Most runs in one claim. Rows per second grow with the batch up to about 64 (docs/performance.md)."""
 
+CROWD_PARTS = 4
+"""A workspace that has one part in so many of a full batch crowds."""
+
+OTHERS_EVERY_S, OTHERS_EVERY_TIMES = 0.05, 50
+"""How often a batch is that of all others, while there is a crowd; and at most so that looking for them takes one part
+in so many of the time, with however many workspaces."""
+
 LONGEST_DELAY_S = 60.0
 """Longest pause before a run that could not be turned over is tried again."""
 
 MOST_ATTEMPTS = 8
 """Vain attempts in a row after which a run FAILS: the delays between them add up to some four minutes."""
 
-_CLAIM = text("""
-    WITH due AS (
-        SELECT run_id, next_tick_at AS due_at FROM runs WHERE next_tick_at <= now()
-        ORDER BY next_tick_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
-    )
+_TAKE = """
     UPDATE runs SET epoch = epoch + 1, next_tick_at = now() + make_interval(secs => :lease_s)
     FROM due WHERE runs.run_id = due.run_id
     RETURNING runs.run_id, runs.parent_run_id, runs.agent_id, runs.epoch,
               CAST(extract(epoch FROM now() - due.due_at) AS float8) AS wait_s,
-              runs.status, runs.script_position, runs.tool_call_id
-""")
+              runs.status, runs.script_position, runs.tool_call_id, runs.workspace_id,
+              coalesce(runs.step_due_at <= now(), false) AS pays,
+              coalesce(due.due_at = runs.step_due_at + interval '1 microsecond', false) AS waited
+"""
+
+_CLAIM = text(f"""
+    WITH due AS (
+        SELECT run_id, next_tick_at AS due_at FROM runs WHERE next_tick_at <= now()
+        ORDER BY next_tick_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
+    )
+    {_TAKE}
+""")  # noqa: S608 - our own words
+
+_CLAIM_OTHERS = text(f"""
+    WITH RECURSIVE busy AS (
+        (SELECT workspace_id FROM runs WHERE ended_at IS NULL ORDER BY workspace_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT runs.workspace_id FROM runs WHERE ended_at IS NULL AND runs.workspace_id > busy.workspace_id
+                ORDER BY runs.workspace_id LIMIT 1)
+        FROM busy WHERE busy.workspace_id IS NOT NULL
+    ), found AS MATERIALIZED (
+        SELECT theirs.run_id FROM busy CROSS JOIN LATERAL (
+            SELECT run_id FROM runs WHERE runs.workspace_id = busy.workspace_id AND ended_at IS NULL
+                AND next_tick_at + interval '0' <= now() LIMIT :most
+        ) AS theirs
+        WHERE busy.workspace_id <> ALL(CAST(:crowds AS uuid[]))
+    ), due AS (
+        SELECT run_id, next_tick_at AS due_at FROM runs
+        WHERE run_id = ANY(ARRAY(SELECT run_id FROM found)) AND next_tick_at <= now()
+        ORDER BY next_tick_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
+    )
+    {_TAKE}
+""")  # noqa: S608 - our own words
+"""Claims runs of other workspaces than those that crowd. It goes from one workspace with live runs to the next, and
+looks at the live runs of each but those: their line is passed over, however long it is. The index of what is due, where
+they stand in front, must not be used for it; hence the interval."""
 
 _POSTPONE = text("""
     UPDATE runs SET vain_attempts = vain_attempts + 1, next_tick_at = now() + make_interval(
@@ -120,6 +163,10 @@ class Claim(NamedTuple):
     status: str
     script_position: int
     tool_call_id: uuid.UUID | None  # what the run waits for, if it is a tool call
+    workspace_id: uuid.UUID
+    pays: bool  # its step is due, so the turn needs a token of the workspace's tick rate
+    waited: bool  # it was delayed before, and is due at the time that it was told
+    delay: dt.timedelta | None = None  # for how long its step is put off, since there was no token
 
 
 class Outcome(NamedTuple):
@@ -150,6 +197,8 @@ class Ticker:
         tallies: Tallies,
         lease_s: float,
         outside: Outside | None = None,
+        backstop: Backstop | None = None,
+        shadow: ShadowTally | None = None,
     ) -> None:
         self._database = database
         self._announcer = announcer
@@ -158,16 +207,53 @@ class Ticker:
         self._lease_s = lease_s
         self._outside = outside or Outside(database, lease_s)
         self._definitions = Definitions()
-        self._quotas = Quotas(database)
+        self._backstop = backstop
+        self._shadow = shadow
+        self._quotas = Quotas(database) if backstop is None else backstop.quotas
+        self._crowds: list[uuid.UUID] = []
+        self._others_at_s = 0.0
 
     async def claim(self, most: int = BATCH) -> list[Claim]:
-        """Take the runs that have been due longest, at most `most`, each under a lease."""
-        async with self._database.read() as connection:
-            found = await connection.execute(_CLAIM, {"most": most, "lease_s": self._lease_s})
-            claims = [Claim(*row) for row in found]
+        """Take the runs that have been due longest, at most `most`, each under a lease.
+
+        After a batch that few workspaces filled it is now and then the turn of all others.
+        """
+        if self._backstop is not None:
+            await self._backstop.call_those_who_may_come()
+        claims = await self._claim_others(most) if self._crowds and time.monotonic() >= self._others_at_s else []
+        if not claims:
+            claims = await self._claim(_CLAIM, most=most)
+            self._crowds = _crowds(claims) if len(claims) == most else []
         for claim in claims:
             self._tallies.observe_wait(claim.wait_s)
+        return await self._pay(claims) if claims else claims
+
+    def rest_s(self) -> float:
+        """Return for how long nothing has to be looked after beside what is due."""
+        return float("inf") if self._backstop is None else self._backstop.rest_s()
+
+    async def _claim_others(self, most: int) -> list[Claim]:
+        """Take runs of other workspaces than those that filled the last batch."""
+        started_s = time.monotonic()
+        claims = await self._claim(_CLAIM_OTHERS, most=most, crowds=self._crowds)
+        ended_s = time.monotonic()
+        self._others_at_s = ended_s + max(OTHERS_EVERY_S, OTHERS_EVERY_TIMES * (ended_s - started_s))
         return claims
+
+    async def _claim(self, statement: TextClause, **asked: object) -> list[Claim]:
+        async with self._database.read() as connection:
+            found = await connection.execute(statement, {"lease_s": self._lease_s, **asked})
+            return [Claim(*row) for row in found]
+
+    async def _pay(self, claims: list[Claim]) -> list[Claim]:
+        """Pay for the turns that have to, those that have been due longest first; the others are told their delay."""
+        backstop = self._backstop
+        if backstop is None or not await backstop.concerns({claim.workspace_id for claim in claims if claim.pays}):
+            return claims
+        paying = sorted((claim for claim in claims if claim.pays), key=lambda claim: -claim.wait_s)
+        delays = await backstop.take([Paying(claim.workspace_id, claim.waited) for claim in paying])
+        late = {claim.run_id: delay for claim, delay in zip(paying, delays, strict=True) if delay is not None}
+        return [claim._replace(delay=late[claim.run_id]) if claim.run_id in late else claim for claim in claims]
 
     async def part(self, claims: Sequence[Claim]) -> tuple[list[Claim], list[Claim]]:
         """Part a batch: the runs whose turn can be settled at once, and those that wait for a tool or a model."""
@@ -215,6 +301,8 @@ class Ticker:
 
     async def _outcome(self, claim: Claim, agent: KnownAgent) -> Outcome:
         """Find out what one run does next, waiting for its tool or its model when it has to."""
+        if claim.delay is not None:
+            return Outcome(agent, Means(delay=claim.delay))
         if not agent.needs_means:
             return Outcome(agent)
         means = Means(is_model=agent.model is not None, max_steps=agent.max_steps, max_tool_calls=agent.max_tool_calls)
@@ -258,12 +346,13 @@ class Ticker:
 
         async def settle(ledger: Ledger) -> Settled:
             outcome = outcomes[claim.run_id]
-            room = await _room(ledger, {claim.run_id: outcome})
-            means = _with_room(outcome, room)
+            pending = await _pending(ledger, {claim.run_id: outcome})
+            means = _with_room(outcome, pending)
             written = await advance_family(
                 ledger, claim.run_id, claim.parent_run_id, claim.epoch, outcome.script, means
             )
-            return Settled(int(written), int(not written), [])
+            observed = _observe(outcome, means, ledger.runs[claim.run_id], pending) if written else []
+            return Settled(int(written), int(not written), [], observed)
 
         try:
             ledger, _ = await self._write(settle)
@@ -281,6 +370,8 @@ class Ticker:
             ledger = Ledger(connection)
             settled = await settle(ledger)
         self._tallies.count_ticks(settled.ticks, settled.fenced, time.perf_counter() - started)
+        if self._shadow is not None:
+            self._shadow.count(settled.observed)
         return ledger, settled
 
     async def _announce(self, ledger: Ledger, ring: bool) -> None:
@@ -322,6 +413,12 @@ class Ticker:
         await self._announce(ledger, ring=False)
 
 
+def _crowds(claims: Sequence[Claim]) -> list[uuid.UUID]:
+    """Return the workspaces that have much of a batch."""
+    counted = Counter(claim.workspace_id for claim in claims)
+    return [workspace_id for workspace_id, count in counted.items() if count * CROWD_PARTS >= len(claims)]
+
+
 def _name(fault: Exception) -> str:
     """Return the kind of a fault; its text may quote what only the log should hold."""
     return type(getattr(fault, "orig", None) or fault).__name__
@@ -333,6 +430,7 @@ class Settled(NamedTuple):
     ticks: int  # turns that changed their run
     fenced: int  # turns thrown away, because another worker or a caller was faster
     put_off: Sequence[Claim]  # turns that end descendants; nothing was written about them
+    observed: Sequence[Observation] = ()  # what the shadow revision would have said to tool calls
 
 
 async def settle_batch(ledger: Ledger, claims: Sequence[Claim], outcomes: Outcomes) -> Settled:
@@ -340,46 +438,70 @@ async def settle_batch(ledger: Ledger, claims: Sequence[Claim], outcomes: Outcom
 
     Where turns ask for tool calls that need approval, their workspaces are locked before all runs.
     """
-    room = await _room(ledger, outcomes)
+    pending = await _pending(ledger, outcomes)
     parent_ids = {claim.parent_run_id for claim in claims if claim.parent_run_id is not None}
     await ledger.lock({claim.run_id for claim in claims} | parent_ids)
-    ticks, fenced, put_off = 0, 0, []
+    ticks, fenced, put_off, observed = 0, 0, [], list[Observation]()
     for claim in sorted(claims, key=lambda claim: ledger.runs[claim.run_id].depth, reverse=True):
         run = ledger.runs[claim.run_id]
         if run.epoch != claim.epoch or run.is_final:
             fenced += 1
             continue
         found = outcomes[claim.run_id]
-        outcome = advance(run, found.script, ledger.now, means=_with_room(found, room))
+        means = _with_room(found, pending)
+        outcome = advance(run, found.script, ledger.now, means=means)
         if outcome.doomed:
             put_off.append(claim)
             continue
         ledger.note(outcome)
         ticks += outcome.run.ticks - run.ticks
-        if run.workspace_id in room:
-            room[run.workspace_id] -= sum(call.status == ToolCallStatus.PENDING for call in outcome.tool_calls)
+        if found.quota is not None:
+            observed += _observe(found, means, outcome.run, pending)
+        if pending and run.workspace_id in pending:
+            pending[run.workspace_id] += sum(call.status == ToolCallStatus.PENDING for call in outcome.tool_calls)
     await ledger.write()
-    return Settled(ticks, fenced, put_off)
+    return Settled(ticks, fenced, put_off, observed)
 
 
-async def _room(ledger: Ledger, outcomes: Outcomes) -> dict[uuid.UUID, int]:
-    """Lock the workspaces whose cap on pending tool calls matters; returns how many more each may have."""
+async def _pending(ledger: Ledger, outcomes: Outcomes) -> dict[uuid.UUID, int]:
+    """Lock the workspaces whose cap on pending tool calls matters; returns how many of each wait for approval.
+
+    It matters to the shadow revision, too, which is told the number.
+    """
     quotas = {each.agent.workspace_id: each.quota for each in outcomes.values() if each.quota is not None}
-    capped = {workspace_id: quota for workspace_id, quota in quotas.items() if tool_calls_left(quota, 0) is not None}
-    if not capped:
-        return {}
-    pending = await ledger.lock_workspaces(set(capped))
-    left = {workspace_id: tool_calls_left(quota, pending[workspace_id]) for workspace_id, quota in capped.items()}
-    return {workspace_id: most for workspace_id, most in left.items() if most is not None}
+    capped = {
+        workspace_id
+        for workspace_id, quota in quotas.items()
+        if any(each is not None and tool_calls_left(each, 0) is not None for each in (quota, quota.shadow))
+    }
+    return await ledger.lock_workspaces(capped) if capped else {}
 
 
-def _with_room(found: Outcome, room: Mapping[uuid.UUID, int]) -> Means:
+def _with_room(found: Outcome, pending: Mapping[uuid.UUID, int]) -> Means:
     """Return what a turn has at hand, with whether its workspace may have one more call that waits for approval."""
-    if found.quota is None or room.get(found.agent.workspace_id) != 0:
+    if found.quota is None:
+        return found.means
+    used = pending.get(found.agent.workspace_id)
+    if used is None or tool_calls_left(found.quota, used) != 0:
         return found.means
     return msgspec.structs.replace(found.means, room=False)
 
 
+def _observe(found: Outcome, means: Means, run: RunRow, pending: Mapping[uuid.UUID, int]) -> list[Observation]:
+    """Return what the shadow revision would have said to a turn that asked for a call that needs approval."""
+    if found.quota is None:
+        return []
+    used = pending.get(run.workspace_id)
+    if used is None:
+        return []
+    asked = run.status == RunStatus.WAITING_FOR_APPROVAL if means.room else not run.is_final
+    # A run has one open call at most, so it has none when it asks for one.
+    uses = ((Limit.PENDING_TOOL_CALLS, used), (Limit.PENDING_TOOL_CALLS_PER_RUN, 0))
+    return observe_caps(found.quota, uses, admitted=means.room) if asked else []
+
+
 def _goes_outside(claim: Claim, agent: KnownAgent) -> bool:
     """Tell whether a run's turn may have to wait for a tool or a model."""
+    if claim.delay is not None:
+        return False
     return claim.tool_call_id is not None or (agent.model is not None and claim.status in WITH_STEPS)

@@ -7,6 +7,7 @@ reason why there is none. All of it counts only if the run's epoch still is the 
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -78,6 +79,8 @@ class Means(msgspec.Struct, frozen=True):
     max_tool_calls: int = MOST_TOOL_CALLS
     room: bool = True
     """Whether the workspace may have one more tool call that waits for approval."""
+    delay: dt.timedelta | None = None
+    """For how long the step is put off, because the workspace is over its tick rate."""
 
     def wants(self, script: Sequence[ScriptStep], position: int) -> Wanted | None:
         """Return the tool call that a step at this position of the script, or the model's move, asks for."""

@@ -26,12 +26,18 @@ import uvloop
 
 from service.announce import Announcer, connect_redis
 from service.archive import Rounds
+from service.backstop import Backstop
 from service.conduct import calm_collector, heeds_hangup
 from service.db import Database, is_outage
 from service.doorbell import Doorbell
 from service.due import next_due_in_s
 from service.outside import Outside
+from service.quota.gate import Gate
+from service.quota.inforce import Quotas
+from service.quota.rates import Rates
 from service.quota.recalibration_looks import Looks
+from service.quota.shadow import ShadowTally
+from service.quota.ticks import LocalLines, TickRates
 from service.readiness import tell_ready
 from service.settings import Settings
 from service.tallies import Tallies
@@ -139,7 +145,8 @@ class Worker:
         async with self._database.read() as connection:
             due_in_s = await next_due_in_s(connection)
         longest_s = min(self._sweep_interval_s, UNHEARD_REST_S) if self._is_unheard() else self._sweep_interval_s
-        return longest_s if due_in_s is None else min(max(due_in_s, SHORTEST_REST_S), longest_s)
+        longest_s = min(longest_s, self._ticker.rest_s())
+        return max(longest_s if due_in_s is None else min(due_in_s, longest_s), SHORTEST_REST_S)
 
     async def _hand_over(self, claims: list[Claim]) -> None:
         """Settle a batch in the background, as soon as one of the lanes is free."""
@@ -205,7 +212,11 @@ async def _work(settings: Settings) -> None:
     announcer = Announcer(client, doorbell)
     rounds, looks = Rounds(settings, announcer), Looks(settings.database_url)
     outside = Outside(database, settings.lease_s, settings)
-    ticker = Ticker(database, announcer, Agents(), Tallies(), settings.lease_s, outside)
+    tally, tallies = ShadowTally(database), Tallies()
+    gate = Gate(Rates(client), client, tally)
+    tick_rates = TickRates(client, LocalLines(settings.redis_away_rate_percent))
+    backstop = Backstop(database, Quotas(database), tick_rates, tallies, gate)
+    ticker = Ticker(database, announcer, Agents(), tallies, settings.lease_s, outside, backstop, tally)
     worker = Worker(database, ticker, settings.sweep_interval_s, announcer.is_unheard)
 
     def stop(signum: signal.Signals) -> None:
@@ -229,6 +240,8 @@ async def _work(settings: Settings) -> None:
     # Together: Huey's thread may take as long to end as all the rest, and ten seconds are promised for the whole.
     await asyncio.gather(rounds.drain(ROUND_DRAIN_S), looks.drain(ROUND_DRAIN_S), asyncio.to_thread(stop_listening))
     await outside.close()
+    await gate.drain()
+    await tally.close()
     await client.aclose()
     await database.close()
     log.info("worker stopped")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +26,12 @@ def run_sql(stack: Stack, *statements: str) -> None:
         [stack.postgres.binary("psql"), stack.database_url, "-qX", "-v", "ON_ERROR_STOP=1", *commands],
         check=True,
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeding_hangup() -> None:
+    """Under `nohup` the tests, and all that they start, would be deaf to SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

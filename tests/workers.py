@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from service.backstop import Backstop
 from service.settings import Settings
 from service.tallies import Tallies
 from service.tick import BATCH, Claim, Outcomes, Ticker
@@ -17,8 +18,8 @@ from tests.tenants import Tenant
 class Watched(Ticker):
     """A ticker that tells when it has claimed or settled something, and whose first claims fail when told so."""
 
-    def __init__(self, tenant: Tenant, outages: int = 0) -> None:
-        super().__init__(tenant.database, tenant.announcer, Agents(), Tallies(), Settings.lease_s)
+    def __init__(self, tenant: Tenant, outages: int = 0, backstop: Backstop | None = None) -> None:
+        super().__init__(tenant.database, tenant.announcer, Agents(), Tallies(), Settings.lease_s, backstop=backstop)
         self.moved = asyncio.Event()
         self._outages = outages
 

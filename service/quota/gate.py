@@ -65,9 +65,9 @@ class Gate:
         try:
             fields = await self._take(workspace_id, quota, *limits)
         except QuotaExceeded:
-            self._observe(workspace_id, quota.shadow, limits, admitted=False)
+            self.observe(workspace_id, quota.shadow, limits, admitted=False)
             raise
-        self._observe(workspace_id, quota.shadow, limits, admitted=True)
+        self.observe(workspace_id, quota.shadow, limits, admitted=True)
         return fields
 
     async def _take(self, workspace_id: uuid.UUID, quota: Quota, *limits: Limit) -> dict[str, str]:
@@ -86,7 +86,8 @@ class Gate:
         """Return when every observation so far was evaluated."""
         await self._grouping.drain()
 
-    def _observe(self, workspace_id: uuid.UUID, shadow: Quota, limits: Sequence[Limit], *, admitted: bool) -> None:
+    def observe(self, workspace_id: uuid.UUID, shadow: Quota, limits: Sequence[Limit], *, admitted: bool) -> None:
+        """Have the shadow asked about one request, and what the active revision said; nobody waits for it."""
         for limit in limits:
             rate = shadow.rates.get(limit)
             if rate is None or shadow.revision is None:

@@ -75,6 +75,11 @@ class Quotas:
         entry = self._known.get(workspace_id)
         return entry[1] if entry is not None and self._monotonic() < entry[0] else None
 
+    def trusted_for_s(self, workspace_id: uuid.UUID) -> float:
+        """Return for how many seconds more what was read is trusted; 0 when it has to be read again."""
+        entry = self._known.get(workspace_id)
+        return 0.0 if entry is None else max(0.0, entry[0] - self._monotonic())
+
     async def of(self, workspace_id: uuid.UUID) -> Quota:
         """Return the workspace's quota; raises NotFound when there is no such workspace."""
         return self.known(workspace_id) or await self._grouping.submit(workspace_id)

@@ -18,7 +18,7 @@ class Limit(enum.StrEnum):
     RUN_CREATION = "run_creation"  # rate of POST /api/runs/
     SUBRUN_SPAWN = "subrun_spawn"  # rate of POST .../spawn_subrun/
     SNAPSHOT_POLL = "snapshot_poll"  # rate of GET .../snapshot/
-    TICK = "tick"  # rate of worker turns; kept in each revision, but nothing holds it yet (docs/rates.md)
+    TICK = "tick"  # rate of worker turns that take a step; who is over it is delayed, not refused (`backstop`)
     LIVE_PARENT_RUNS = "live_parent_runs"  # cap on runs without a parent that are not final
     LIVE_RUNS = "live_runs"  # cap on runs that are not final, subruns included
     PENDING_SUBRUNS = "pending_subruns"  # cap on a run's subruns that are not final

@@ -91,9 +91,15 @@ class HandedIn(NamedTuple):
 
 OPEN = select(QuotaRecalibration.__table__).where(QuotaRecalibration.ended_at.is_(None))
 LAST = text("""
-    SELECT phase, moves FROM quota_recalibrations WHERE ended_at IS NOT NULL AND phase <> 'abandoned'
+    SELECT phase FROM quota_recalibrations WHERE ended_at IS NOT NULL AND phase <> 'abandoned'
     ORDER BY recalibration_id DESC LIMIT 1
 """)
+LAST_MOVES = text("""
+    SELECT moves FROM quota_recalibrations WHERE ended_at IS NOT NULL AND moves::text <> '[]'
+    ORDER BY recalibration_id DESC LIMIT 1
+""")
+"""Of the last measurement that was believed: one that was not says nothing, not even that the one before was wrong."""
+
 DUE = text("""
     SELECT coalesce(max(begun_at) <= clock_timestamp() - make_interval(secs => :every_s), true)
     FROM quota_recalibrations WHERE phase <> 'abandoned' OR begun_at > clock_timestamp() - interval '1 hour'
@@ -147,10 +153,12 @@ async def hand_in(
         recalibration_id = await _open(connection, plan, by, now, Phase.MEASURING, lease_until)
     else:
         await renew(connection, recalibration_id)
-    last = (await connection.execute(LAST)).first()
-    if last is not None and last.phase == Phase.ROLLED_BACK:  # what was taken back is not put in force again by itself
+    if (
+        await connection.execute(LAST)
+    ).scalar() == Phase.ROLLED_BACK:  # what was taken back is not put in force again by itself
         plan = dataclasses.replace(plan, needs_approval=True)
-    lean = {} if last is None else leaning(msgspec.convert(last.moves, list[Move]))
+    last_moves = (await connection.execute(LAST_MOVES)).scalar()
+    lean = leaning(msgspec.convert(last_moves or [], list[Move]))
     current = await revisions.active(connection)
     known = Known(current.provenance, now, lean, machine_worth)
     decision = decide(current.limits, file, usage, known)

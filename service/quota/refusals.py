@@ -22,9 +22,14 @@ _named: dict[uuid.UUID, str] = {}
 
 def count_refusal(limit: str, workspace_id: uuid.UUID, named: dict[uuid.UUID, str] = _named) -> None:
     """Count one refused request; `named` is what the process has named so far."""
+    QUOTA_REFUSALS.labels(limit, name_of(workspace_id, named)).inc()
+
+
+def name_of(workspace_id: uuid.UUID, named: dict[uuid.UUID, str]) -> str:
+    """Return the label under which a workspace is counted by a process that has named these so far."""
     name = named.get(workspace_id)
     if name is None:
         name = OTHER
         if len(named) < MOST_NAMED:
             name = named[workspace_id] = str(workspace_id)
-    QUOTA_REFUSALS.labels(limit, name).inc()
+    return name

@@ -1,9 +1,9 @@
 """The shadow revision: what it would refuse, counted beside the active one, while nobody is refused by it.
 
-Rates are observed in `gate`; caps are compared with the counts that were taken for the active one's sake (`caps`,
-`keeper`). Ticks and tool calls that wait for approval are not observed. Every process adds what it observed to one row
-for each limit, at most twice a second and only while there is a shadow, so that `quotas history`, metrics and a
-recalibration read the sum of all processes.
+Rates are observed in `gate`, that of ticks for each turn that is taken (`backstop`); caps are compared with the counts
+that were taken for the active one's sake (`caps`, `keeper`, `tick` for tool calls). Every process adds what it
+observed to one row for each limit, at most twice a second and only while there is a shadow, so that `quotas history`,
+metrics and a recalibration read the sum of all processes.
 
 Where the active revision refuses less than the shadow would, a workspace holds more than the shadow would have let it;
 so for a lowered cap every request above it is counted, and the figures err on the side of too many.

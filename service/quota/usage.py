@@ -27,6 +27,8 @@ from service.quota.leases import Lease, keys
 from service.quota.limits import CAPS, RATES, Limit, Quota, Rate
 from service.quota.overrides import overrides_of
 from service.quota.rates import MICROSECONDS, bucket
+from service.quota.ticks import DIGEST as TICKS_DIGEST
+from service.quota.ticks import SCRIPT as TICKS_SCRIPT
 from service.runs import RunStatus
 
 MOST_HOLDERS = 100
@@ -186,16 +188,14 @@ class Usage:
             answers = await self._look(workspace_id, rates)
             if any(isinstance(answer, NoScriptError) for answer in answers.values()):
                 await self._client.script_load(self._script)
+                await self._client.script_load(TICKS_SCRIPT)
                 answers = await self._look(workspace_id, rates)
             for answer in answers.values():
                 if isinstance(answer, Exception):
                     raise answer
         except (RedisError, OSError):
             return None
-        return {
-            limit: _Level(0, int(answer[0][1])) if answer[0][2] else _Level(int(answer[0][0]) + 1, 0)
-            for limit, answer in answers.items()
-        }
+        return {limit: _level(limit, rates[limit], answer) for limit, answer in answers.items()}
 
     async def _look(self, workspace_id: uuid.UUID, rates: dict[Limit, Rate]) -> dict[Limit, Any]:
         """Take a token of a copy of each bucket, and throw the copy away, all in one transaction of Redis."""
@@ -204,7 +204,11 @@ class Usage:
                 original = bucket(workspace_id, limit)
                 copy = f"{original}:{uuid.uuid4().hex}"
                 pipe.copy(original, copy)
-                pipe.evalsha(self._digest, 1, copy, int(rate.per_s * 1000), rate.burst)
+                terms = (int(rate.per_s * 1000), rate.burst)
+                if limit is Limit.TICK:  # as a turn that comes for the first time
+                    pipe.evalsha(TICKS_DIGEST, 1, copy, *terms, 0, 1)
+                else:
+                    pipe.evalsha(self._digest, 1, copy, *terms)
                 pipe.delete(copy)
             answers = await pipe.execute(raise_on_error=False)
         return dict(zip(rates, answers[1::3], strict=True))
@@ -237,6 +241,15 @@ class Usage:
                 max((each.holds for each in holding), default=0), sorted(holding, key=lambda each: -each.holds)
             ),
         }
+
+
+def _level(limit: Limit, rate: Rate, answer: Any) -> _Level:
+    """Read the answer of gcra.lua, or of ticks.lua, to one who asked a copy of the bucket."""
+    if limit is Limit.TICK:
+        _, admitted, left, early, _ = map(int, answer)
+        return _Level(left + 1, 0) if admitted else _Level(0, -(-early // int(rate.per_s * 1000)))
+    left, wait_us, refused = map(int, answer[0])
+    return _Level(0, wait_us) if refused else _Level(left + 1, 0)
 
 
 def _run(row: Any, holds: int = 1) -> Holder:

@@ -24,7 +24,7 @@ def samples(exposition: bytes) -> dict[str, float]:
     families: Any = text_string_to_metric_families(exposition.decode())
     for family in families:
         for sample in family.samples:
-            found[sample.name + (f"[{sample.labels['le']}]" if sample.labels else "")] = sample.value
+            found[sample.name + "".join(f"[{value}]" for value in sample.labels.values())] = sample.value
     return found
 
 
@@ -48,6 +48,8 @@ async def test_what_two_workers_count_is_one_sum(client: redis.asyncio.Redis, re
         tallies = Tallies()
         tallies.observe_wait(wait_s)
         tallies.count_ticks(ticks=5, fenced=1, write_s=0.5)
+        tallies.count_delayed("w", 3)
+        tallies.count_local_turns(admitted=2, delayed=1)
         await announcer.announce([], NOW, due=False, tallies=tallies)
         assert tallies.take() == {}
 
@@ -60,6 +62,9 @@ async def test_what_two_workers_count_is_one_sum(client: redis.asyncio.Redis, re
         "plimsoll_tick_write_seconds_count": 2,
         "plimsoll_tick_wait_seconds_sum": 0.252,
         "plimsoll_tick_wait_seconds_count": 2,
+        "plimsoll_ticks_delayed_total[w]": 6,
+        "plimsoll_ticks_local_total[admitted]": 4,
+        "plimsoll_ticks_local_total[delayed]": 2,
     }
     claimed = [figures[f"plimsoll_tick_wait_seconds_bucket[{le}]"] for le in ("0.001", "0.0025", "0.2", "0.3", "+Inf")]
     assert claimed == [0, 1, 1, 2, 2]

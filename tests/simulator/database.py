@@ -36,6 +36,8 @@ class MemoryDatabase:
         self.calls: dict[uuid.UUID, Call] = {}
         self.steps: dict[uuid.UUID, list[NewStep]] = {}
         self.poisoned: set[uuid.UUID] = set()
+        self.step_turns = 0
+        """Turns that wrote a step of their run's agent."""
         self.audit = Audit(self.runs, self.children, CallAudit(self.runs, self.calls))
         self._outage = outage
 

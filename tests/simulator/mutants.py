@@ -129,7 +129,7 @@ MUTANTS = [
     ),
     Mutant(
         "a lease never ends",
-        tick.Ticker.claim,
+        tick.Ticker._claim,
         '"lease_s": self._lease_s',
         '"lease_s": 10.0**9',
     ),
@@ -202,8 +202,26 @@ MUTANTS = [
     Mutant(
         "tool calls of one batch are not counted together",
         tick.settle_batch,
-        "room[run.workspace_id] -= sum(",
-        "room[run.workspace_id] -= 0 * sum(",
+        "pending[run.workspace_id] += sum(",
+        "pending[run.workspace_id] += 0 * sum(",
+    ),
+    Mutant(
+        "a step that was delayed is taken all the same",
+        advance.advance,
+        "elif means.delay is not None and pen.step_is_due:",
+        "elif False:",
+    ),
+    Mutant(
+        "a run that was delayed is due no more",
+        Pen.delay,
+        "self.run.step_due_at = self.now + by",
+        "self.run.step_due_at = None",
+    ),
+    Mutant(
+        "a delay puts the deadline of a group off too",
+        Pen.schedule,
+        "if self._delayed and run.next_tick_at is not None and run.next_tick_at == run.step_due_at:",
+        "if self._delayed and (later := run.step_due_at) is not None and not setattr(run, 'next_tick_at', later):",
     ),
     Mutant(
         "a model's first tool is called in place of its second",

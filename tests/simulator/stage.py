@@ -9,6 +9,7 @@ database may be away, a commit's answer may be lost, rings may be lost, doubled 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
 import itertools
 import random
@@ -21,6 +22,7 @@ import msgspec
 
 from service import commits, leases, outside, tick
 from service.approvals import decide_tool_call
+from service.backstop import Backstop
 from service.changes import GroupOptions
 from service.commits import Commits, Create, Spawn
 from service.control import pause_run, resume_run
@@ -28,7 +30,9 @@ from service.db import is_outage
 from service.errors import ApiError
 from service.events import NewEvent
 from service.families import cancel_run
-from service.quota.limits import LIFTED
+from service.quota.inforce import Quotas
+from service.quota.limits import LIFTED, Limit, Rate
+from service.quota.ticks import Asked, LocalLines, Verdict
 from service.tallies import Tallies
 from service.tick import Claim, Ticker
 from service.workspaces import Agents
@@ -91,6 +95,29 @@ class _Announcer:
             self._stage.ring()
 
 
+class _TickRates:
+    """In place of Redis: one line for all workers, that keeps count of the turns that were paid."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._lines = LocalLines(monotonic_us=lambda: (stage.now - START) // dt.timedelta(microseconds=1))
+        self.paid = 0
+
+    async def take(self, asked: Sequence[Asked]) -> tuple[list[Verdict], bool]:
+        await switch()
+        verdicts = [self._lines.take(each) for each in asked]
+        self.paid += sum(each.returned + each.fresh for each in verdicts)
+        late = sum(each.returned + each.fresh for each in asked) - sum(each.returned + each.fresh for each in verdicts)
+        self._stage.seen["delayed"] += late
+        await switch()
+        return verdicts, False
+
+    async def forget_line(self, workspace_id: uuid.UUID) -> None:
+        await switch()
+        self._stage.seen["called to come at once"] += 1
+        self._lines.forget_line(workspace_id)
+
+
 class _Worker:
     """A worker process: asleep until a bell or the sweep wakes it, then in the middle of one turn.
 
@@ -118,7 +145,14 @@ class Stage:
         faults: Faults = Faults(),  # noqa: B008 - immutable
         workers: int = 3,
         takes_s: Sequence[float] = TAKES_S,
+        tick_rates: Sequence[Rate] = (),
     ) -> None:
+        # Chance of its own, so that a seed says the same about all else in worlds with and without tick rates.
+        self._rates_rng = random.Random(f"tick rates {seed}")  # noqa: S311 - a simulation
+        self._tick_rates = tick_rates
+        self._paying = _TickRates(self)
+        self.quota = QUOTA
+        self.change_tick_rate()
         self._takes_s = takes_s
         self.rng = random.Random(seed)  # noqa: S311 - a simulation
         self.faults = faults
@@ -165,10 +199,22 @@ class Stage:
         """Return the hands of a process that has just begun."""
         database: Any = self.database
         outsiders = Outsiders(database, LEASE_S, self.rng, self.loop.sleep, self._tool_started, self._takes_s)
-        ticker = _Ticker(database, self.announcer, self._agents, self._tallies, LEASE_S, outsiders)
+        rates: Any = self._paying
+        backstop = Backstop(database, Quotas(database), rates, self._tallies) if self._tick_rates else None
+        ticker = _Ticker(database, self.announcer, self._agents, self._tallies, LEASE_S, outsiders, backstop)
         ticker._definitions._known[WORKSPACE] = DEFINITIONS
-        ticker._quotas._known[WORKSPACE] = (float("inf"), QUOTA)
+        ticker._quotas._known[WORKSPACE] = (float("inf"), self.quota)
         return ticker
+
+    def change_tick_rate(self) -> None:
+        """Put another tick rate in force, where the world has any; each worker learns of it later."""
+        if self._tick_rates:
+            self.quota = dataclasses.replace(QUOTA, rates={Limit.TICK: self._rates_rng.choice(self._tick_rates)})
+
+    def require_paid(self) -> None:
+        """Require that no step was taken by a turn without a token; raises Broken."""
+        if self._tick_rates and self.database.step_turns > self._paying.paid:
+            raise Broken(f"{self.database.step_turns} turns took a step, and {self._paying.paid} were paid")
 
     def _tool_started(self, tool_call_id: uuid.UUID) -> None:
         self.database.audit.calls.started(tool_call_id)
@@ -234,6 +280,8 @@ class Stage:
         """Do what `service.worker` does with a batch."""
         ticker = worker.ticker
         worker.belled = False
+        if self.faults == NONE or self._rates_rng.random() < 0.5:
+            ticker._quotas._known[WORKSPACE] = (float("inf"), self.quota)
         claims = await ticker.claim(self.rng.choice((1, 2, 5, 128)))
         worker.looks_at = self.now + dt.timedelta(seconds=SWEEP_S)
         if not claims:

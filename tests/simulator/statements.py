@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from service import approvals, commits, families, leases, ledger, outside, tick
+from service import approvals, backstop, commits, families, leases, ledger, outside, tick
 from service.events import NewEvent
 from service.joins import Group
 from service.ledger import RUN_COLUMNS
-from service.pen import NewStep, RunRow
+from service.pen import BEHIND, NewStep, RunRow
 from service.quota import caps
 from service.runs import FINAL
 from service.toolcalls import Call
@@ -107,16 +107,35 @@ class Connection:
         return self._rows(asked["ids"])
 
     def _claim(self, asked: Any) -> list[Any]:
-        due = [run for run in self._runs.values() if run.next_tick_at is not None and run.next_tick_at <= self._now]
+        runs = [run for run in self._runs.values() if run.workspace_id not in asked.get("crowds", ())]
+        due = [run for run in runs if run.next_tick_at is not None and run.next_tick_at <= self._now]
         due.sort(key=lambda run: (run.next_tick_at, run.run_id))
         claimed = []
         for run in due[: asked["most"]]:
-            waited = (self._now - (run.next_tick_at or self._now)).total_seconds()
+            due_at = run.next_tick_at or self._now
+            waited = (self._now - due_at).total_seconds()
             run.epoch += 1
             run.next_tick_at = self._now + dt.timedelta(seconds=asked["lease_s"])
-            more = (run.status, run.script_position, run.tool_call_id)
+            more = (run.status, run.script_position, run.tool_call_id, run.workspace_id, *_pays(run, due_at, self._now))
             claimed.append((run.run_id, run.parent_run_id, run.agent_id, run.epoch, waited, *more))
         return claimed
+
+    def _who_waits(self, asked: Any) -> list[Any]:
+        return list({(run.workspace_id,): None for run in self._delayed()})
+
+    def _call(self, asked: Any) -> list[Any]:
+        for run in self._delayed():
+            if run.workspace_id == asked["workspace_id"]:
+                run.step_due_at, run.next_tick_at = self._now, self._now + BEHIND
+        return []
+
+    def _delayed(self) -> list[RunRow]:
+        """Return the runs whose step was put off and has not come yet."""
+        return [
+            run
+            for run in self._runs.values()
+            if run.step_due_at is not None and run.next_tick_at == run.step_due_at + BEHIND > self._now
+        ]
 
     def _postpone(self, asked: Any) -> list[Any]:
         run = self._runs[asked["run_id"]]
@@ -169,6 +188,7 @@ class Connection:
         changes = self._put_groups(asked.get("groups", "[]"), tuple(ledger._WRITTEN_OF_GROUPS))
         events = EVENTS.decode(asked["events"])
         self._append(steps)
+        self._database.step_turns += len({step.run_id for step in steps})
         self.touched.update((run.run_id, None) for run in new_runs)
         self._database.audit.changed(self._now, before, steps, events, changes)
         return []
@@ -308,6 +328,9 @@ class Connection:
 
 ANSWERS: dict[int, Callable[[Connection, Any], list[Any]]] = {
     id(tick._CLAIM): Connection._claim,
+    id(tick._CLAIM_OTHERS): Connection._claim,
+    id(backstop.WHO_WAITS): Connection._who_waits,
+    id(backstop.CALL): Connection._call,
     id(tick._POSTPONE): Connection._postpone,
     id(families._PARENT): Connection._parent,
     id(ledger._LOCK): Connection._lock,
@@ -335,6 +358,14 @@ ANSWERS: dict[int, Callable[[Connection, Any], list[Any]]] = {
     id(leases._LOST_CALLS): Connection._lost_calls,
 }
 """What answers each of the engine's statements."""
+
+
+def _pays(run: RunRow, due_at: dt.datetime, now: dt.datetime) -> tuple[bool, bool]:
+    """Tell whether a run's step is due, and whether it was delayed and comes when it was told."""
+    return (
+        run.step_due_at is not None and run.step_due_at <= now,
+        run.step_due_at is not None and due_at == run.step_due_at + BEHIND,
+    )
 
 
 def _accepted(run: dict[str, Any], now: dt.datetime) -> RunRow:

@@ -10,10 +10,12 @@ import datetime as dt
 import itertools
 import uuid
 from collections import Counter
+from fractions import Fraction
 from typing import NamedTuple
 
 from service.changes import GroupOptions
 from service.joins import FailurePolicy, JoinPolicy
+from service.quota.limits import Rate
 from service.runs import FINAL
 from tests.simulator.breach import Broken
 from tests.simulator.outsiders import APPROVERS, MODEL, PLAIN_SCRIPTS, TOOL_SCRIPTS
@@ -21,6 +23,9 @@ from tests.simulator.stage import LEASE_S, NONE, SWEEP_S, Stage
 
 CHILDREN = (*PLAIN_SCRIPTS, *TOOL_SCRIPTS, MODEL)
 """Agents that children may have."""
+
+TICK_RATES = (Rate(Fraction(1, 5), 1), Rate(Fraction(20), 5), Rate(Fraction(1000), 50))
+"""What a workspace may be under in every second episode; it changes now and then."""
 
 
 class World(Stage):
@@ -33,6 +38,8 @@ class World(Stage):
         """Let something happen."""
         if self.happens("interrupt"):
             self.interrupt(self.rng.choice(self.workers))
+        if self._rates_rng.random() < 0.01:
+            self.change_tick_rate()
         what = self.rng.random()
         if what < 0.10:
             self._somebody_asks()
@@ -105,6 +112,7 @@ class World(Stage):
             self.let_caller(0)
         for _ in range(5000):
             self._settle_all_due()
+            self.require_paid()
             if not self.live():
                 return
             self._require_timely(calm_since)
@@ -166,7 +174,7 @@ def simulate(seed: int, steps: int, episode: int = 800) -> Lived:
     for number in itertools.count():
         if taken >= steps:
             return Lived(taken, number, seen)
-        world = World(seed + number)
+        world = World(seed + number, tick_rates=TICK_RATES if number % 2 else ())
         try:
             for _ in range(episode):
                 world.anything()

@@ -59,3 +59,42 @@ def excess(admitted_us: Sequence[int], per_s: Fraction, burst: int) -> Fraction:
         lowest = height if lowest is None else min(lowest, height)
         worst = max(worst, height - lowest + 1 - burst)
     return worst
+
+
+class ExactLine:
+    """One bucket whose requests are delayed instead of refused, and the line of those that were."""
+
+    def __init__(self) -> None:
+        self._spent = Fraction(0)
+        self._line = Fraction(0)  # spent and promised
+        self._at_us = 0
+        self._per_s = Fraction(1)
+
+    def take(
+        self, now_us: int, per_s: Fraction, burst: int, returned: int, fresh: int
+    ) -> tuple[int, int, list[Fraction]]:
+        """Return how many of either kind are admitted, and how many seconds each of the others has to wait."""
+        drained = max(0, now_us - self._at_us) * US * max(per_s, self._per_s)
+        self._spent = min(Fraction(burst), max(Fraction(0), self._spent - drained))
+        self._line = max(self._spent, self._line - drained) if per_s == self._per_s else self._spent
+        self._at_us, self._per_s = now_us, per_s
+        admitted, waits_s = [0, 0], []
+        for _ in range(returned):
+            if self._spent + 1 <= burst:
+                admitted[0] += 1
+                self._spent += 1
+                self._line = max(self._line, self._spent)
+        queued = returned - admitted[0]
+        short = self._spent + 1 - burst
+        if queued and short < Fraction(1, 2):
+            waits_s.append(short / per_s)
+            queued -= 1
+        for _ in range(fresh):
+            if self._line + 1 <= burst:
+                admitted[1] += 1
+                self._spent += 1
+                self._line += 1
+        for _ in range(queued + fresh - admitted[1]):
+            waits_s.append(max(Fraction(0), self._line + 1 - burst) / per_s)
+            self._line += 1
+        return admitted[0], admitted[1], waits_s

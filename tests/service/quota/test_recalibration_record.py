@@ -146,6 +146,12 @@ async def test_a_measurement_that_is_not_believed_is_kept_in_the_history_and_rej
     assert await phases(database) == [(1, "refused")]
 
 
+async def test_what_is_not_believed_does_not_make_forget_what_the_cycle_before_it_saw(database: Database) -> None:
+    assert (await handed_in(database, lower(8.5))).phase is Phase.UNCHANGED
+    assert (await handed_in(database, lower(8.5, samples={}))).phase is Phase.REFUSED
+    assert (await handed_in(database, lower(8.5))).phase is Phase.SHADOW
+
+
 async def test_a_rise_takes_the_table_back_byte_for_byte_and_the_next_one_needs_a_person(database: Database) -> None:
     before = await in_force(database)
     await asked(database, 1, 10_000, 50, minutes_ago=10)
