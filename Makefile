@@ -26,8 +26,16 @@ SEED ?= 0
 RUNS ?= 2000
 KILLS ?= 100
 
+# How often `make cap-races` asks for a place under each cap.
+ATTEMPTS ?= 1000000
+
 # A page to write about that run, for example EVIDENCE=docs/evidence/simulator.md; it also counts the seeded bugs found.
 EVIDENCE ?=
+
+# How much `make calibrate` does: default (2,000 trials in each cell) or nightly (10,000); and of which studies, all when
+# none is named: STUDIES='drift regression'.
+EFFORT ?= default
+STUDIES ?=
 
 # More arguments for the stack, for example UP_ARGS='--port 0' (a free port) or UP_ARGS='--workers 2'.
 UP_ARGS ?=
@@ -98,6 +106,37 @@ report: forget-code $(STAMP) ## Stack, smoke load, notebooks, verdicts in one go
 	    *) echo "report: exit code $$code" >&2 ;; \
 	esac; exit $$code
 
+# Measurements of which a baseline is made, how many runs each holds, and pairs of a comparison with another commit.
+BASELINE_SETS ?= 10
+BASELINE_RUNS ?= 60
+PAIRS ?= 5
+BASE ?= HEAD~1
+SMOKE := -m harness run --mode smoke --runs $(BASELINE_RUNS) --children 1 --poll-interval 0.1
+
+.PHONY: baseline
+baseline: $(STAMP) ## Measure this machine's baseline for the regression gate anew, into data/baselines/smoke (2 minutes)
+	@set -eu; rm -rf data/baselines/smoke.new; \
+	for number in $$(seq $(BASELINE_SETS)); do \
+	    echo "baseline: measurement $$number of $(BASELINE_SETS)" >&2; \
+	    $(PY) $(SMOKE) --out data/baselines/smoke.new; \
+	done; \
+	rm -rf data/baselines/smoke; mv data/baselines/smoke.new data/baselines/smoke
+
+# Both sides in turn on one machine, so that neither its make nor its mood counts. An open question is no regression:
+# 3 is told and passes; 1, 2 and 64 do not.
+.PHONY: regression
+regression: $(STAMP) ## Is this commit slower than another? make regression BASE=main PAIRS=5 (3 minutes)
+	@set -eu; rm -rf data/pairs; git worktree prune; \
+	git worktree add --quiet --force --detach data/pairs/checkout $(BASE); \
+	trap 'git worktree remove --force data/pairs/checkout' EXIT; \
+	for number in $$(seq $(PAIRS)); do \
+	    echo "regression: pair $$number of $(PAIRS)" >&2; \
+	    (cd data/pairs/checkout && "$(CURDIR)/$(PY)" $(SMOKE) --out "$(CURDIR)/data/pairs/base"); \
+	    $(PY) $(SMOKE) --out data/pairs/candidate; \
+	done; \
+	code=0; $(PY) -m harness report --samples data/pairs/candidate/* --baseline data/pairs/base || code=$$?; \
+	case $$code in 0) ;; 3) echo "regression: exit code 3, not decided; more PAIRS would" >&2 ;; *) exit $$code ;; esac
+
 .PHONY: report-code
 report-code: ## Print the code of the last `make report` (make itself only knows 0 and 2); 2 when it was not finished
 	@cat data/.report-exit-code 2>/dev/null || { echo "make: the last make report was not finished" >&2; echo 2; }
@@ -127,6 +166,10 @@ bench-quota: $(STAMP) ## Rates with real processes, to the token; writes docs/ev
 redis-away: $(STAMP) ## Redis hangs and dies under load; writes docs/evidence/redis-away.md (3 minutes)
 	@$(PY) -m tests.campaigns.redis_away
 
+.PHONY: cap-races
+cap-races: $(STAMP) ## A million racing attempts on each cap; writes docs/evidence/cap-races.md (half an hour)
+	@$(PY) -m tests.campaigns.cap_races --attempts $(ATTEMPTS)
+
 .PHONY: noisy-neighbour
 noisy-neighbour: $(STAMP) ## A neighbour at 100 times its tick rate; writes docs/evidence/noisy-neighbour.md (3 minutes)
 	@$(PY) -m tests.campaigns.noisy_neighbour
@@ -135,9 +178,25 @@ noisy-neighbour: $(STAMP) ## A neighbour at 100 times its tick rate; writes docs
 streams: $(STAMP) ## 200 sockets, 1,000 reconnects, stalled clients; writes docs/evidence/streams.md (2 minutes)
 	@$(PY) -m tests.campaigns.streams
 
+.PHONY: bench-harness
+bench-harness: $(STAMP) ## The open loop: stall probe, schedule, speed, faults; writes docs/evidence/generator-*.md (35 minutes)
+	@$(PY) -m tests.campaigns.generator_stall
+	@$(PY) -m tests.campaigns.generator_schedule
+	@$(PY) -m tests.campaigns.generator_speed
+	@$(PY) -m tests.campaigns.generator_lies
+
+.PHONY: peers
+peers: $(STAMP) ## Locust in a venv of its own, for bench-harness to compare with; wrk and hey are taken from PATH
+	@$(PY) -m venv .venv-tools/peers
+	@.venv-tools/peers/bin/python -m pip install --quiet --require-hashes -r tests/campaigns/peers.lock
+
 .PHONY: calibrate
-calibrate: $(STAMP) ## How often the statistics are wrong; writes docs/evidence/*-calibration.md (2 minutes)
-	@$(PY) -m tests.calibration
+calibrate: $(STAMP) ## How often the statistics are wrong; writes docs/evidence/*-calibration.md (10 minutes; EFFORT=nightly: an hour)
+	@$(PY) -m tests.calibration --effort $(EFFORT) $(STUDIES)
+
+.PHONY: silent-failures
+silent-failures: $(STAMP) ## Faults that a report must not swallow; writes docs/evidence/silent-failures.md (1 minute)
+	@$(PY) -m tests.campaigns.silent_failures
 
 .PHONY: chaos
 chaos: $(STAMP) ## SIGKILLs and network faults under load, then an audit: make chaos RUNS=2000 KILLS=100 SEED=1 (15 minutes)
@@ -169,6 +228,8 @@ wheel: $(STAMP) ## Build the wheel and import it in a throwaway venv outside the
 lock: $(STAMP) ## Resolve pyproject.toml into requirements.lock; LOCK_ARGS=--upgrade takes newer versions
 	@$(PY) -m uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock $(LOCK_ARGS)
+	@$(PY) -m uv pip compile tests/campaigns/peers.in --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-annotate --no-header --quiet --output-file tests/campaigns/peers.lock $(LOCK_ARGS)
 
 .PHONY: clean
 clean: ## Remove .venv, built wheels and tool caches; keeps data/
@@ -177,4 +238,4 @@ clean: ## Remove .venv, built wheels and tool caches; keeps data/
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z.][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z.][a-z-]*:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile

@@ -14,33 +14,44 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
-from harness.arrivals import RUNS_MAX
 from harness.bench import GROUPS
 from harness.errors import BadUsage, ExitCode, HarnessError
+from harness.flags import seconds as _seconds
+from harness.flags import whole as _whole
 from harness.folders import data_folder, find_in_checkout, keep_caches_here
 from harness.generator import Plan
 from harness.importers.formats import EXPORTS, Format, Unit
 from harness.measurement import measure
+from harness.openloop import OpenPlan
 from harness.request import Request, check_request, require_judgeable
-from harness.sample import Endpoint, Mode
+from harness.run_command import add_flags, plan_of
+from harness.sample import Endpoint
 from harness.sampleset import read_sample_set
-from harness.search import BURST_MAX, ENDPOINTS, TRIALS_MAX, TRIALS_MIN
+from harness.search import (
+    BURST_MAX,
+    ENDPOINTS,
+    RATE_MAX_PER_S,
+    RATE_UNIT_PER_S,
+    TRIALS_MAX,
+    TRIALS_MIN,
+    level_of,
+    rate_per_s,
+)
 from harness.slofile import SLO_FILE, read_slos
 from harness.summary import summarise
 from harness.target import Target, named_target, own_stack
 from harness.workspaces import SNAPSHOT_RATE_PER_S
 
-CHILDREN_MAX = 4  # the service's cap of pending subruns per parent
-SECONDS_MAX = 86_400.0  # no interval of a load test is longer than a day
+WINDOW_MIN_S, WINDOW_MAX_S = 0.5, 600.0  # of a capacity search; a shorter one is all beginning and end
 CELL_SECONDS_MIN, CELL_SECONDS_MAX = 0.1, 60.0  # of one cell of the bench
-CLOSED_MODES = [str(mode) for mode in (Mode.SMOKE, Mode.BURST, Mode.SOAK)]
+BASELINE_HELP = "a sample set, or a folder that holds some, than which these samples must not be more than 5 %% slower"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,29 +59,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(ExitCode.USAGE, f"{self.prog}: {message} (see --help)\n")
-
-
-def _whole(lowest: int, highest: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = lowest - 1
-        if not lowest <= value <= highest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not usable: give a whole number from {lowest} to {highest}")
-        return value
-
-    return read
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= SECONDS_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give seconds from 0 to {SECONDS_MAX:g}")
-    return value
 
 
 def _cell_seconds(text: str) -> float:
@@ -102,6 +90,16 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_burst_limits(limits)
+    capacity = commands.add_parser(
+        "capacity",
+        help="find the highest sustained rate that meets the SLO, and the first that does not",
+        description="Send requests at Poisson instants, open loop, in calibration workspaces, and find for each"
+        " endpoint the highest rate (requests per second) whose latency (p95, milliseconds), errors and queues all"
+        " stay within bounds, and the lowest rate at which one of them does not, each with a bounded error. Exit code"
+        " 0: found from both sides, 3: not, 2: the measurement is not valid, or the generator could not keep up.",
+        allow_abbrev=False,
+    )
+    _add_capacity(capacity)
     report = commands.add_parser(
         "report",
         help="judge sample sets and write the report",
@@ -109,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     report.add_argument("--samples", nargs="+", type=Path, required=True, metavar="PATH", help="sample set folders")
+    report.add_argument("--baseline", type=Path, metavar="PATH", help=BASELINE_HELP)
     report.add_argument("--notebooks", metavar="A,B", help="names of the notebooks, by commas; default: all that apply")
     report.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the report; default: a new one in data/reports"
@@ -191,11 +190,52 @@ def _add_burst_limits(limits: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object (milliseconds) instead of the tables")
 
 
+def _add_capacity(capacity: argparse.ArgumentParser) -> None:
+    add = capacity.add_argument
+    endpoints = [str(endpoint) for endpoint in ENDPOINTS]
+    add("--endpoint", choices=[*endpoints, "all"], default="all", help="where to send requests (default: all)")
+    add("--slo", type=Path, metavar="FILE", help="the SLOs to meet; default: data/slo.yaml of the checkout")
+    add("--trials", type=_trials, default=20, metavar="N",
+        help=f"windows at each rate (default: 20, at least {TRIALS_MIN}); low rates get more, a rate that is clear"
+        " halfway gets no more")  # fmt: skip
+    add("--window", type=_window, default=4.0, metavar="S",
+        help="seconds of load that are judged in each, after a second that is not (default: 4)")  # fmt: skip
+    add("--first-rate", type=_rate, default=10.0, metavar="R",
+        help="where doubling begins, in requests per second (default: 10)")  # fmt: skip
+    add("--max-rate", type=_rate, default=2000.0, metavar="R",
+        help=f"highest rate to try, in requests per second (default: 2000, at most {RATE_MAX_PER_S:g})")  # fmt: skip
+    add("--seed", type=_whole(0, 2**32 - 1), default=1, metavar="N", help="of the instants (default: 1)")
+    _add_target(capacity)
+    add("--json", action="store_true", help="print one JSON object (requests per second, ms) instead of the tables")
+
+
+def _window(text: str) -> float:
+    value = _seconds(text)
+    if not WINDOW_MIN_S <= value <= WINDOW_MAX_S:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not usable: give seconds from {WINDOW_MIN_S:g} to {WINDOW_MAX_S:g}"
+        )
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not RATE_UNIT_PER_S <= value <= RATE_MAX_PER_S or value != rate_per_s(level_of(value)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not usable: give requests per second from {RATE_UNIT_PER_S:g} to {RATE_MAX_PER_S:g}, in steps"
+            f" of {RATE_UNIT_PER_S:g}"
+        )
+    return value
+
+
 def _trials(text: str) -> int:
     value = _whole(1, TRIALS_MAX)(text)
     if value < TRIALS_MIN:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not usable: fewer than {TRIALS_MIN} bursts a level prove nothing, give at least {TRIALS_MIN}"
+            f"{text!r} is not usable: fewer than {TRIALS_MIN} trials a level prove nothing, give at least {TRIALS_MIN}"
         )
     return value
 
@@ -209,33 +249,11 @@ def _add_target(command: argparse.ArgumentParser) -> None:
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
-    add = run.add_argument
-    add("--mode", choices=CLOSED_MODES, required=True,
-        help="smoke: at most --burst-size runs side by side; burst: groups of --burst-size started at one instant;"
-        " soak: one run after another")  # fmt: skip
-    add("--runs", type=_whole(1, RUNS_MAX), default=5, metavar="N", help="parent runs in all (default: %(default)s)")
-    add(
-        "--children",
-        type=_whole(0, CHILDREN_MAX),
-        default=1,
-        metavar="N",
-        help="subruns of each (default: %(default)s)",
-    )
-    add(
-        "--burst-size",
-        type=_whole(1, RUNS_MAX),
-        default=10,
-        metavar="N",
-        help="runs live at once (default: %(default)s)",
-    )
-    for flag, seconds, meaning in (
-        ("--poll-interval", 1.0, "from a poll's answer to the next poll"),
-        ("--poll-timeout", 20.0, "of polling after which a run is given up and cancelled"),
-        ("--soak-interval", 0.0, "from the end of a soak's run to the start of the next"),
-    ):
-        add(flag, type=_seconds, default=seconds, metavar="S", help=f"seconds {meaning} (default: {seconds:g})")
+    add_flags(run)
     _add_target(run)
+    add = run.add_argument
     add("--gate", action="store_true", help="judge the samples at once and exit as `report` does")
+    add("--baseline", type=Path, metavar="PATH", help=f"with --gate: {BASELINE_HELP}")
     add("--json", action="store_true", help="print one JSON object (milliseconds) instead of the table")
 
 
@@ -249,18 +267,12 @@ def _target(arguments: argparse.Namespace) -> AbstractContextManager[Target]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.baseline is not None and not arguments.gate:
+        raise BadUsage("--baseline needs --gate: without it nothing is judged")
     if arguments.gate:
-        require_judgeable()
-    plan = Plan(
-        mode=Mode(arguments.mode),
-        runs=arguments.runs,
-        children=arguments.children,
-        burst_size=arguments.burst_size,
-        poll_interval_s=arguments.poll_interval,
-        poll_timeout_s=arguments.poll_timeout,
-        soak_interval_s=arguments.soak_interval,
-    )
-    if plan.poll_interval_s * SNAPSHOT_RATE_PER_S < 1:
+        require_judgeable(arguments.baseline)
+    plan = plan_of(arguments)
+    if isinstance(plan, Plan) and plan.poll_interval_s * SNAPSHOT_RATE_PER_S < 1:
         _complain(f"note: --poll-interval {plan.poll_interval_s:g} is faster than the {SNAPSHOT_RATE_PER_S}/s that a"
                   " workspace may ask for snapshots; expect 429 once its burst capacity is used")  # fmt: skip
     measured = measure(plan, _target(arguments), arguments.out or data_folder() / "samples")
@@ -272,9 +284,21 @@ def _run(arguments: argparse.Namespace) -> int:
     if not measured.complete:
         raise HarnessError(f"{measured.path} lacks rows of planned requests: the measurement is not valid")
     if not arguments.gate:
+        if isinstance(plan, OpenPlan):
+            _refuse_untrue(measured.path)
         return ExitCode.PASSED
     with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
-        return _judge(check_request([measured.path]))
+        return _judge(check_request([measured.path], baseline=arguments.baseline))
+
+
+def _refuse_untrue(path: Path) -> None:
+    """Raise HarnessError when an open loop was not what it says: its samples would blame the service for it."""
+    from harness.evaluation import find_faults_in
+
+    findings = find_faults_in(path)
+    if findings:
+        told = " ".join(finding.detail for finding in findings)
+        raise HarnessError(f"{path} is kept, but the measurement is not valid: {told}")
 
 
 def _burst_limits(arguments: argparse.Namespace) -> int:
@@ -294,6 +318,30 @@ def _burst_limits(arguments: argparse.Namespace) -> int:
     return limits.exit_code
 
 
+def _capacity(arguments: argparse.Namespace) -> int:
+    from harness.capacity import CapacityPlan, read_capacity, requirements_of
+
+    slo_file = find_in_checkout(arguments.slo or SLO_FILE)
+    endpoints = ENDPOINTS if arguments.endpoint == "all" else (Endpoint(arguments.endpoint),)
+    plan = CapacityPlan(
+        requirements_of(read_slos(slo_file), endpoints, slo_file),
+        arguments.trials,
+        arguments.window,
+        arguments.first_rate,
+        arguments.max_rate,
+        arguments.seed,
+    )
+    measured = measure(plan, _target(arguments), arguments.out or data_folder() / "samples")
+    if not measured.complete:
+        raise HarnessError(f"{measured.path} lacks rows of planned requests: the measurement is not valid")
+    answer = read_capacity(measured.path, slo_file)
+    if arguments.json:
+        _show(msgspec.json.encode(dataclasses.asdict(answer)).decode())
+    else:
+        _show(f"samples: {answer.samples}", *answer.lines())
+    return answer.exit_code
+
+
 def _report(arguments: argparse.Namespace) -> int:
     notebooks = None
     if arguments.notebooks is not None:
@@ -308,6 +356,7 @@ def _report(arguments: argparse.Namespace) -> int:
             partial=arguments.partial,
             parameters=dict(arguments.parameter),
             slo_file=arguments.slo or SLO_FILE,
+            baseline=arguments.baseline,
         )
     )
 
@@ -393,7 +442,14 @@ def main(words: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit code."""
     arguments = _parser().parse_args(words)
     try:
-        work = {"run": _run, "burst-limits": _burst_limits, "import": _import, "report": _report, "bench": _bench}
+        work = {
+            "run": _run,
+            "burst-limits": _burst_limits,
+            "capacity": _capacity,
+            "import": _import,
+            "report": _report,
+            "bench": _bench,
+        }
         return work[arguments.command](arguments)
     except HarnessError as fault:
         _complain(f"python -m harness {arguments.command}: {fault}")

@@ -8,6 +8,7 @@ plans out; what really happened is in the samples, never here.
 from __future__ import annotations
 
 import dataclasses
+import enum
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,15 @@ RUNS_MAX = 100_000
 """Parent runs that one load may have."""
 
 Seconds = npt.NDArray[np.float64]
+Nanoseconds = npt.NDArray[np.int64]
+
+
+class Arrivals(enum.StrEnum):
+    """How the send times of an open loop are spread."""
+
+    CONSTANT = "constant"  # evenly
+    POISSON = "poisson"  # as independent users come: exponential gaps
+    BURST = "burst"  # in groups, each due at one instant
 
 
 class EmptyArrivals(ValueError):
@@ -86,9 +96,45 @@ def poisson(rate_per_s: float, duration_s: float, seed: int) -> Seconds:
     return np.sort(random.uniform(0.0, duration_s, count))
 
 
+def bursts(rate_per_s: float, duration_s: float, size: int) -> Seconds:
+    """Return the send times of bursts of `size`, in seconds from the start, so spaced that their mean rate is kept.
+
+    Shape (floor(rate_per_s * duration_s),), non-decreasing, all below `duration_s`; the last burst may be smaller.
+    Raises EmptyArrivals when rate_per_s * duration_s < 1.
+    """
+    count = _arrivals(rate_per_s, duration_s)
+    return (np.arange(count, dtype=np.int64) // size * size) / rate_per_s
+
+
 def burst(size: int, at_s: float = 0.0) -> Seconds:
     """Return `size` send times at one instant, in seconds from the start. Shape (size,)."""
     return np.full(size, at_s, dtype=np.float64)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Schedule:
+    """The whole schedule of an open loop in five values: whoever is given them has the very same instants."""
+
+    kind: Arrivals
+    rate_per_s: float  # of arrivals, on average
+    duration_s: float
+    seed: int = 1  # of what is random
+    burst_size: int = 1  # arrivals of one burst, where they come in bursts
+
+    def offsets_ns(self) -> Nanoseconds:
+        """Return when each arrival is due, in nanoseconds from the start, non-decreasing. Shape (n_arrivals,).
+
+        Raises EmptyArrivals when there would not be even one.
+        """
+        if self.kind is Arrivals.POISSON:
+            due_s = poisson(self.rate_per_s, self.duration_s, self.seed)
+        elif self.kind is Arrivals.BURST:
+            due_s = bursts(self.rate_per_s, self.duration_s, self.burst_size)
+        else:
+            due_s = constant(self.rate_per_s, self.duration_s)
+        if not len(due_s):  # a Poisson process of one expected arrival has none in a third of all seeds
+            raise EmptyArrivals(self.rate_per_s, self.duration_s)
+        return np.rint(due_s * 1e9).astype(np.int64)
 
 
 def _arrivals(rate_per_s: float, duration_s: float) -> int:

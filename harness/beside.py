@@ -1,59 +1,32 @@
-"""What goes on beside every load: rows are flushed, the machine is looked at, and a heartbeat watches the event loop.
+"""What goes on beside every load: rows are flushed, the machine is looked at, and the sending is watched.
 
-The load shares the loop with them. The heartbeat's lateness says how far the loop's own stamps can be trusted. The
-garbage collector is kept quiet meanwhile: its pauses would be measured as the service's. Whatever ends the load, what
-it left unfinished is cleaned up before these end. Used by `generator` and `burst_limits`.
+Those who send are watched too (`selfwatch`): how late they are says how far their stamps can be trusted. The garbage
+collector is kept quiet meanwhile: its pauses would be measured as the service's. Whatever ends the load, what it left
+unfinished is cleaned up before these end. Used by `generator`, `openloop` and `burst_limits`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import gc
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
 
 from harness.errors import HarnessError
 from harness.recorder import FLUSH_INTERVAL_S, Recorder
 from harness.resources import Resources
+from harness.selfwatch import SelfWatch, Strain, quiet_collector
 
 LOOK_INTERVAL_S = 1.0
-HEARTBEAT_S = 0.01  # a twentieth of the tightest latency target (200 ms): a stall that matters cannot hide between two
 
 
-class LoopLag:
-    """How late the event loop wakes: a heartbeat on a fixed grid, the worst of the time since it was last taken."""
-
-    def __init__(self) -> None:
-        self._worst_s: float | None = None
+class Watch(Protocol):
+    """What knows how those who send are doing: this process itself, or others that report to it."""
 
     async def watch(self) -> None:
-        """Beat until cancelled."""
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            due = max(due + HEARTBEAT_S, loop.time())
-            await asyncio.sleep(due - loop.time())
-            self._worst_s = max(self._worst_s or 0.0, loop.time() - due)
+        """Watch until cancelled."""
 
-    def take_ms(self) -> float | None:
-        """Return the worst lateness since the last call, in milliseconds; None when it did not beat since."""
-        worst_s, self._worst_s = self._worst_s, None
-        return None if worst_s is None else worst_s * 1e3
-
-
-@contextlib.contextmanager
-def quiet_collector() -> Iterator[None]:
-    """Keep the garbage collector from walking what was there before, and from walking often."""
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
+    def take(self) -> Strain:
+        """Return what was suffered since the last call."""
 
 
 class Beside:
@@ -65,20 +38,24 @@ class Beside:
         resources: Resources,
         check: Callable[[], None],
         tell: Callable[[int], None],
+        watch: Watch | None = None,
     ) -> None:
-        """`check` is called every second and may raise a HarnessError that ends the load; `tell` hears of the rows."""
+        """`check` is called every second and may raise a HarnessError that ends the load; `tell` hears of the rows.
+
+        Without `watch` this process sends, and is watched itself.
+        """
         self._recorder = recorder
         self._resources = resources
         self._check = check
         self._tell = tell
-        self._lag = LoopLag()
+        self._watch = watch or SelfWatch()
         self._looking = asyncio.Lock()
 
     async def carry(self, load: Coroutine[Any, Any, None], clean_up: Callable[[], Awaitable[None]]) -> None:
         """Carry the load to its end. Raises what it raises, and HarnessError when recording or `check` fails."""
         with quiet_collector():
             work = asyncio.create_task(load)
-            beside = [asyncio.create_task(each) for each in (self._flush(), self._keep_looking(), self._lag.watch())]
+            beside = [asyncio.create_task(each) for each in (self._flush(), self._keep_looking(), self._watch.watch())]
             try:
                 await asyncio.wait([work, *beside], return_when=asyncio.FIRST_COMPLETED)
                 for task in beside:
@@ -97,7 +74,7 @@ class Beside:
     async def look(self) -> None:
         """Take one look at the machine now."""
         async with self._looking:  # a look measures since the last one, so two must not overlap
-            self._recorder.add_resources(await self._resources.look(self._lag.take_ms()))
+            self._recorder.add_resources(await self._resources.look(self._watch.take()))
 
     async def _flush(self) -> None:
         while True:

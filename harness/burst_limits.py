@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.bursts import Requirement, judge, level_table, looks, trials_at
+from harness.analysis.brackets import limits_of
+from harness.analysis.bursts import Requirement, judge, looks, trials_at
 from harness.analysis.slo import Measure, Op, Slo, Status, percent, plural
 from harness.api import Api
 from harness.beside import Beside
@@ -35,17 +36,24 @@ CLEAN_UP_S = 5.0  # what cancelling may take after an interruption
 
 
 def requirements_of(slos: Sequence[Slo], endpoints: Sequence[Endpoint], file: Path) -> tuple[Requirement, ...]:
-    """Return what bursts at each endpoint must meet; raises BadUsage when the file has no latency SLO for one.
+    """Return what bursts at each endpoint must meet; raises BadUsage when the file has no latency SLO for one."""
+    return latency_requirements(slos, endpoints, file, Mode.BURST_LIMITS)
 
-    An SLO whose modes include burst-limits is taken as it is; without one, the strictest target of the endpoint's other
-    latency SLOs is, as a p95. A mean SLO for burst-limits is a p95 too: a burst's mean hides its tail.
+
+def latency_requirements(
+    slos: Sequence[Slo], endpoints: Sequence[Endpoint], file: Path, mode: Mode
+) -> tuple[Requirement, ...]:
+    """Return the latency that a search must meet; raises BadUsage when the file has no latency SLO for an endpoint.
+
+    An SLO whose modes include `mode` is taken as it is; without one, the strictest target of the endpoint's other
+    latency SLOs is, as a p95. A mean SLO for the mode is a p95 too: a mean hides the tail.
     """
     found = []
     for endpoint in endpoints:
         own = [slo for slo in slos if slo.measure is Measure.LATENCY and slo.endpoint is endpoint]
         if not own:
             raise BadUsage(f"{file} has no latency SLO for {endpoint}: add one, or leave the endpoint out (--endpoint)")
-        meant = [slo for slo in own if Mode.BURST_LIMITS in slo.modes]
+        meant = [slo for slo in own if mode in slo.modes]
         slo = min(meant or own, key=lambda slo: slo.limit)
         share = round(1.0 - slo.statistic.q, 9) if meant and slo.statistic.q is not None else SLOW_SHARE
         found.append(Requirement(endpoint, Op(slo.op), slo.limit, share))
@@ -215,20 +223,18 @@ def read_limits(path: Path, plan: BurstPlan, slo_file: Path) -> Limits:
     evaluation = load([path], slo_file)
     if evaluation.findings:
         raise HarnessError(f"{path}: the measurement is not valid: {evaluation.findings[0].detail}")
-    table = level_table(evaluation.data.samples, evaluation.data.resources, plan.requirements, plan.trials)
-    ladder, endpoints = burst_ladder(plan.max_burst), dict[str, dict[str, Any]]()
-    for requirement in plan.requirements:
-        levels: list[dict[str, Any]] = [
-            {str(name): None if pd.isna(value) else value for name, value in row.items() if name != "endpoint"}
-            for row in table[table["endpoint"] == requirement.endpoint.value].to_dict("records")
-        ]
-        bracket = consider(ladder, {row["level"]: Status(row["verdict"]) for row in levels})
-        endpoints[requirement.endpoint.value] = {
-            "highest_pass": bracket.highest_pass,
-            "lowest_fail": bracket.lowest_fail,
-            "requirement": requirement.words,
-            "levels": levels,
+    endpoints = {
+        limit.requirement.endpoint.value: {
+            "highest_pass": limit.highest_pass,
+            "lowest_fail": limit.lowest_fail,
+            "requirement": limit.requirement.words,
+            "levels": [
+                {str(name): None if pd.isna(value) else value for name, value in row.items() if name != "endpoint"}
+                for row in limit.levels.to_dict("records")
+            ],
         }
+        for limit in limits_of(evaluation.data)
+    }
     return Limits(str(path), plan.trials, endpoints)
 
 

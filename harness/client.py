@@ -2,7 +2,8 @@
 
 A keep-alive pool of connections, each an `asyncio.Protocol` with a C parser; a request is bytes made beforehand, an
 answer is an `Exchange` with its stamps. The hot path (`Client.send` to callback) builds no dict, no task, no timer per
-request: one timer serves all, because every request has the same patience.
+request: one timer serves all, because every request has the same patience. A pool that may not grow makes requests
+wait in the order of their coming; whoever asks counts that wait, for `sent` is stamped when it is over.
 
 What it refuses: to decide. It never repeats a request that was handed to the kernel, follows no redirect, and reports
 each fault as an `Outcome`. Next: `api` knows which requests there are.
@@ -19,6 +20,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 import httptools
 
@@ -31,6 +33,12 @@ REQUEST_TIMEOUT_S = 10.0  # an answer after so long is of no use to a user: over
 IDLE_MAX_S = 4.0
 PEEK_AFTER_S = 0.1  # a connection idle for longer is asked (one system call) whether its peer has closed it
 ERROR_CHARS_MAX = 300  # of one line in the samples
+
+OWN_FAULT = "generator: "
+"""Begins the error of a request that could not be sent for want of something of this machine's own."""
+
+# What a machine that makes load runs out of: descriptors of the process and of the machine, memory, local ports.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 Timing = tuple[float, float, float, float]  # db, quota, publish, app in ms
 NO_TIMING: Timing = (NAN, NAN, NAN, NAN)
@@ -76,7 +84,8 @@ class Exchange:
 
     def conclude(self, outcome: Outcome, error: str | None = None) -> None:
         """Stamp the end, once, and tell whoever asked."""
-        self.done_at_ns = time.monotonic_ns()
+        if self.done_at_ns == UNKNOWN:
+            self.done_at_ns = time.monotonic_ns()
         self.outcome = outcome
         self.error = error
         self.carrier = None
@@ -119,8 +128,7 @@ class _Connection(asyncio.Protocol):
         self._ends_with_connection = True  # until a length or a transfer coding was announced
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_connection gives
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own is one in all but its class
         self._fd = transport.get_extra_info("socket").fileno()
 
     def usable(self, now: float) -> bool:
@@ -200,6 +208,7 @@ class _Connection(asyncio.Protocol):
     def _finish(self, *, reuse: bool) -> None:
         exchange, self._exchange = self._exchange, None
         assert exchange is not None and self._transport is not None  # noqa: S101, PT018
+        exchange.done_at_ns = time.monotonic_ns()  # before the connection is given to a request that waits for it
         exchange.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         if reuse and not self._transport.is_closing():
             self._start_answer()
@@ -249,8 +258,13 @@ def _reason(exc: BaseException | None) -> str:
 class Client:
     """A pool of connections to one service. Belongs to one event loop."""
 
-    def __init__(self, url: str, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-        """`timeout_s` is every request's patience, connecting included; raises BadUsage for a URL it cannot use."""
+    def __init__(self, url: str, timeout_s: float = REQUEST_TIMEOUT_S, connections_max: int | None = None) -> None:
+        """`timeout_s` is every request's patience, waiting and connecting included.
+
+        With `connections_max`, requests wait for one of so many connections. Raises BadUsage for a URL it cannot use.
+        """
+        self.url = url
+        self.connections_max = connections_max
         self.host, self.port, self.prefix = split_url(url)
         self.timeout_s = timeout_s
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -259,6 +273,8 @@ class Client:
         self._idle: deque[_Connection] = deque()  # the newest is taken first, so that few connections serve a low rate
         self._connections: set[_Connection] = set()
         self._opened = 0
+        self._opening = 0  # connections that are being made
+        self._queue: deque[Exchange] = deque()  # what waits for a connection, in the order of `_waiting`
         self._waiting: deque[Exchange] = deque()  # in order of their end of patience
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -290,10 +306,41 @@ class Client:
                 connection.start(exchange)
                 return exchange
             connection.abort()  # nothing of this request was sent on it, so a fresh one is no repetition
-        task = loop.create_task(self._connect(exchange))
+        if self.connections_max is not None and len(self._connections) + self._opening >= self.connections_max:
+            self._queue.append(exchange)
+        else:
+            self._open(exchange)
+        return exchange
+
+    def _open(self, exchange: Exchange) -> None:
+        """Make a connection for this exchange."""
+        self._opening += 1
+        task = asyncio.get_running_loop().create_task(self._connect(exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return exchange
+
+    def _next_waiting(self) -> Exchange | None:
+        while self._queue:
+            exchange = self._queue.popleft()
+            if exchange.outcome is None:
+                return exchange
+        return None
+
+    async def warm(self, connections: int) -> OSError | None:
+        """Open so many connections before they are needed; returns the first fault and opens no more after it."""
+        loop = asyncio.get_running_loop()
+        try:
+            addresses = await self._resolve()
+            while len(self._connections) < connections:
+                self._opened += 1
+                number = self._opened
+                host, port = addresses[0]
+                _, connection = await loop.create_connection(lambda: _Connection(self, number), host, port)  # noqa: B023
+                self._connections.add(connection)
+                self.release(connection)
+        except OSError as fault:
+            return fault
+        return None
 
     async def exchange(self, wire: bytes) -> Exchange:
         """Send and wait for the outcome. Never raises for a fault of the service or the network."""
@@ -320,12 +367,17 @@ class Client:
                     exchange.carrier.give_up()
                 exchange.conclude(Outcome.CONNECTION_ERROR, "the harness closed the connection")
         self._waiting.clear()
+        self._queue.clear()
         for connection in list(self._connections):
             connection.abort()
         await asyncio.sleep(0)  # transports close their sockets in the loop's next turn
 
     def release(self, connection: _Connection) -> None:
-        """Take back a connection whose answer is complete."""
+        """Take back a connection whose answer is complete: for what waits for one, or to be idle."""
+        waiting = self._next_waiting()
+        if waiting is not None:
+            connection.start(waiting)
+            return
         connection.idle_since = asyncio.get_running_loop().time()
         self._idle.append(connection)
 
@@ -334,6 +386,15 @@ class Client:
         self._connections.discard(connection)
         with contextlib.suppress(ValueError):
             self._idle.remove(connection)
+        self._fill_place()
+
+    def _fill_place(self) -> None:
+        """Open a connection for what waits, when one has gone."""
+        if self._queue and self.connections_max is not None:
+            free = self.connections_max - len(self._connections) - self._opening
+            waiting = self._next_waiting() if free > 0 else None
+            if waiting is not None:
+                self._open(waiting)
 
     def _end_patience(self) -> None:
         """End what has waited too long, and set the timer for the next that could."""
@@ -346,9 +407,15 @@ class Client:
                 self._timer = loop.call_at(exchange.due_at, self._end_patience)
                 return
             self._waiting.popleft()
-            if exchange.outcome is None:
-                if exchange.carrier is not None:
-                    exchange.carrier.give_up()
+            if exchange.outcome is not None:
+                continue
+            if exchange.carrier is not None:
+                exchange.carrier.give_up()
+            if self._queue and self._queue[0] is exchange:  # patience ends in the order of the queue
+                self._queue.popleft()
+                text = f"none of {self.connections_max} connections was free within {self.timeout_s:g} s"
+                exchange.conclude(Outcome.NOT_SENT, text)
+            else:
                 exchange.conclude(Outcome.TIMEOUT, f"no complete answer within {self.timeout_s:g} s")
 
     async def _connect(self, exchange: Exchange) -> None:
@@ -372,10 +439,19 @@ class Client:
                 return
         except OSError as fault:
             faults.append(fault)
+        finally:
+            self._opening -= 1
         if exchange.outcome is None:
-            refused = all(fault.errno == errno.ECONNREFUSED for fault in faults)
-            text = f"cannot connect to {self._host_header}: {_reason(faults[-1])}"
-            exchange.conclude(Outcome.REFUSED if refused else Outcome.CONNECTION_ERROR, text)
+            self._conclude_unconnected(exchange, faults)
+        self._fill_place()
+
+    def _conclude_unconnected(self, exchange: Exchange, faults: list[OSError]) -> None:
+        if any(fault.errno in _EXHAUSTED for fault in faults):
+            exchange.conclude(Outcome.NOT_SENT, f"{OWN_FAULT}cannot open a connection: {_reason(faults[-1])}")
+            return
+        refused = all(fault.errno == errno.ECONNREFUSED for fault in faults)
+        text = f"cannot connect to {self._host_header}: {_reason(faults[-1])}"
+        exchange.conclude(Outcome.REFUSED if refused else Outcome.CONNECTION_ERROR, text)
 
     async def _resolve(self) -> list[tuple[str, int]]:
         """Look the host up once: a lookup per connection would be measured as the service's time."""

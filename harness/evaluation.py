@@ -14,14 +14,18 @@ import pandas as pd
 import pyarrow as pa
 
 from harness.analysis.dataset import Dataset, build_dataset
+from harness.analysis.gate import find_shared, judge_regression
 from harness.analysis.judges import judge_all
 from harness.analysis.slo import Slo, Verdict, overall
 from harness.analysis.validity import Finding, find_faults
 from harness.errors import ExitCode
 from harness.folders import data_folder, find_in_checkout
 from harness.sample import Mode
-from harness.sampleset import MANIFEST, Manifest, UnreadableFile, newest_sample_set, read_sample_set
+from harness.sampleset import MANIFEST, Manifest, UnreadableFile, newest_sample_set, read_sample_set, sets_in
 from harness.slofile import SLO_FILE, read_slos
+
+BASELINE = Path("data/baselines/smoke")
+"""Where `make baseline` leaves this machine's baseline."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Evaluation:
     """What was measured and what it proves."""
 
     data: Dataset
+    baseline: Dataset | None  # what the regression gate compares with; null without one
     slos: tuple[Slo, ...]
     findings: tuple[Finding, ...]  # reasons not to trust the measurement; when there are any, nothing was judged
     verdicts: tuple[Verdict, ...]  # empty when there are findings
@@ -41,7 +46,12 @@ class Evaluation:
     @property
     def folders(self) -> dict[str, str]:
         """Return the name of each measurement's folder."""
-        return dict(zip(self.measurement_ids, self.data.folders, strict=True))
+        sides = [self.data] if self.baseline is None else [self.data, self.baseline]
+        return {
+            manifest.measurement_id: folder
+            for side in sides
+            for manifest, folder in zip(side.manifests, side.folders, strict=True)
+        }
 
     @property
     def measurement_ids(self) -> tuple[str, ...]:
@@ -49,8 +59,17 @@ class Evaluation:
         return tuple(manifest.measurement_id for manifest in self.data.manifests)
 
 
-def load(samples: Sequence[str | Path] = (), slo_file: str | Path = SLO_FILE, *, partial: bool = False) -> Evaluation:
+def load(
+    samples: Sequence[str | Path] = (),
+    slo_file: str | Path = SLO_FILE,
+    *,
+    partial: bool = False,
+    baseline: str | Path = "",
+) -> Evaluation:
     """Read sample sets and judge them; without paths, the newest set of this checkout.
+
+    `baseline` is a sample set, or a folder that holds some, to compare with; nothing is compared when it is empty, or
+    when it is BASELINE and was not measured yet.
 
     Relative paths are those of the working directory, or else of the checkout that holds it, so that a notebook finds
     them too. Raises SampleSetError for files that cannot be read and SloFileError for SLOs that cannot.
@@ -61,7 +80,18 @@ def load(samples: Sequence[str | Path] = (), slo_file: str | Path = SLO_FILE, *,
     slos = read_slos(find_in_checkout(Path(slo_file)))
     data = build_dataset([_frames(path) for path in paths])
     findings = find_faults(data, partial=partial)
-    return Evaluation(data, slos, findings, () if findings else judge_all(slos, data))
+    unmeasured = Path(baseline) == BASELINE and not find_in_checkout(BASELINE).exists()
+    if not str(baseline) or unmeasured:
+        return Evaluation(data, None, slos, findings, () if findings else judge_all(slos, data))
+    compared = build_dataset([_frames(path) for path in sets_in(find_in_checkout(Path(baseline)))])
+    findings += (*find_faults(compared), *find_shared(data, compared))
+    verdicts = () if findings else (*judge_all(slos, data), *judge_regression(data, compared))
+    return Evaluation(data, compared, slos, findings, verdicts)
+
+
+def find_faults_in(path: Path) -> tuple[Finding, ...]:
+    """Return every reason not to trust the sample set at `path`, without judging it; raises SampleSetError."""
+    return find_faults(build_dataset([_frames(path)]))
 
 
 def _frames(path: Path) -> tuple[str, Manifest, pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import msgspec
 import yaml
 
 from harness.errors import BadUsage
+from harness.sample import Mode
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -28,6 +29,16 @@ TAG = "parameters"
 
 FIRST = "slo_compliance"
 """What a reader wants first; the other notebooks follow by name."""
+
+APPLIES_TO: dict[str, frozenset[Mode]] = {
+    "burst_limits": frozenset({Mode.BURST_LIMITS}),
+    "quota_table": frozenset({Mode.CAPACITY}),
+    "soak_drift": frozenset({Mode.SOAK}),
+}
+"""Loads without which a notebook has nothing to show; it is run on others only when it is named. All others always."""
+
+NEEDS_BASELINE = frozenset({"regression"})
+"""Notebooks that compare: run where a baseline is given, or when they are named."""
 
 PARAMETER_TYPES: dict[str, Any] = {
     "str": str, "int": int, "float": float, "bool": bool,
@@ -77,6 +88,16 @@ def find_notebooks(names: Sequence[str] | None, folder: Path) -> tuple[Notebook,
             there = ", ".join(known) or "none"
             raise BadUsage(f"--notebooks: no notebook is called {name!r}: there are {there} in {folder}")
     return tuple(Notebook(folder / f"{name}.py") for name in dict.fromkeys(names if names is not None else known))
+
+
+def applicable(notebooks: Sequence[Notebook], modes: Collection[str], *, baseline: bool) -> tuple[Notebook, ...]:
+    """Return those that have something to show for samples of these modes, in their order."""
+    found = []
+    for one in notebooks:
+        load = APPLIES_TO.get(one.name)
+        if (load is None or not load.isdisjoint(modes)) and (baseline or one.name not in NEEDS_BASELINE):
+            found.append(one)
+    return tuple(found)
 
 
 def check_parameters(

@@ -13,11 +13,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import jinja2
+import msgspec
 import pandas as pd
 
-from harness.analysis import display, figures, tables
+from harness.analysis import display, figures, layout, tables
+from harness.analysis.gate import compare, comparison_frame
 from harness.analysis.slo import Status
 from harness.evaluation import Evaluation
+from harness.traces import numbers_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 TITLE = "Plimsoll load report"
@@ -78,9 +81,13 @@ def write_tables(folder: Path, evaluation: Evaluation) -> list[str]:
             "runs": tables.run_frame(data),
             "failures": tables.failure_frame(data),
         }
+        if evaluation.baseline is not None:
+            frames["comparisons"] = comparison_frame(compare(data, evaluation.baseline))
     for name, frame in frames.items():
         frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
         frame.to_parquet(folder / f"{name}.parquet", index=False)
+    numbers = msgspec.json.format(msgspec.json.encode(numbers_of(evaluation, frames)), indent=1)
+    (folder / "numbers.json").write_bytes(numbers + b"\n")
     return [f"{name}.csv" for name in frames]
 
 
@@ -99,7 +106,7 @@ def summary(evaluation: Evaluation) -> str:
         lines += ["What these samples cannot tell, because another tool recorded them:", ""]
         lines += [*(f"- {note}" for note in evaluation.data.notes), ""]
     lines += [f"Judged: {', '.join(f'`{name}`' for name in evaluation.measurement_ids)}", ""]
-    return display.unbroken("\n".join(lines))
+    return layout.unbroken("\n".join(lines))
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Shows how far the load is: a live line on a terminal, plain lines otherwise.
+"""Shows how far the load is: a live line or panel on a terminal, plain lines otherwise.
 
 Always on stderr: stdout is for results.
 """
@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 SHOW_INTERVAL_S = 0.25
 PLAIN_INTERVAL_S = 10.0  # a plain line at least so often, and at every milestone
@@ -75,6 +79,14 @@ class Told(Protocol):
         """Tell it in one plain line."""
 
 
+@runtime_checkable
+class Detailed(Told, Protocol):
+    """What has more to show than a line."""
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what a person wants to see, each with its name."""
+
+
 class PlainLines:
     """Prints a line when one is worth it, where nobody watches it live."""
 
@@ -126,11 +138,50 @@ class LiveLine:
         self._bar.stop()
 
 
+class LivePanel:
+    """A bar with figures under it that are drawn anew, for a person at a terminal."""
+
+    def __init__(self, tally: Detailed, stream: TextIO) -> None:
+        self._tally = tally
+        self._bar = Progress(BarColumn(bar_width=40), MofNCompleteColumn(), TimeElapsedColumn(), auto_refresh=False)
+        self._task = self._bar.add_task("", total=tally.runs)
+        # Drawn from the event loop, whose process makes no load where there is a panel.
+        self._live = Live(console=Console(file=stream), auto_refresh=False, transient=False)
+        self._live.start()
+
+    def _panel(self) -> Panel:
+        facts = self._tally.facts()
+        figures = Table.grid(padding=(0, 2))
+        for _ in range(2):
+            figures.add_column(style="dim", no_wrap=True)
+            figures.add_column(justify="right", no_wrap=True)
+        half = (len(facts) + 1) // 2
+        for left, right in itertools.zip_longest(facts[:half], facts[half:], fillvalue=("", "")):
+            figures.add_row(*left, *right)
+        return Panel(Group(self._bar, figures), title="open loop", title_align="left", expand=False)
+
+    def show(self) -> None:
+        """Draw it."""
+        self._bar.update(self._task, completed=self._tally.ended, total=self._tally.runs)
+        self._live.update(self._panel(), refresh=True)
+
+    def close(self) -> None:
+        """Draw what was reached, and leave it there."""
+        self.show()
+        self._live.stop()
+
+
+def _display(tally: Told, stream: TextIO) -> PlainLines | LiveLine | LivePanel:
+    if not stream.isatty():
+        return PlainLines(tally, stream, time.monotonic())
+    return LivePanel(tally, stream) if isinstance(tally, Detailed) else LiveLine(tally, stream)
+
+
 @contextlib.asynccontextmanager
 async def shown(tally: Told, stream: TextIO | None = None) -> AsyncIterator[None]:
     """Show the tally on `stream` (stderr) while the block runs."""
     stream = stream or sys.stderr
-    display = LiveLine(tally, stream) if stream.isatty() else PlainLines(tally, stream, time.monotonic())
+    display = _display(tally, stream)
 
     async def keep_showing() -> None:
         while True:

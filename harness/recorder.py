@@ -56,13 +56,17 @@ def _write_parquet(table: pa.Table, file: Path) -> None:
     hidden = file.with_name(f".{file.name}.tmp")
     integers = [field.name for field in table.schema if pa.types.is_int64(field.type)]
     floats = [field.name for field in table.schema if pa.types.is_float64(field.type)]
-    repeated = [name for name in table.schema.names if name not in {*integers, *floats}]
+    # A key is different in every row, but it begins like the one before.
+    keys = [name for name in table.schema.names if name == "run_key"]
+    repeated = [name for name in table.schema.names if name not in {*integers, *floats, *keys}]
     pq.write_table(
         table,
         hidden,
         compression="zstd",
         use_dictionary=repeated,
-        column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED") | dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+        column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED")
+        | dict.fromkeys(floats, "BYTE_STREAM_SPLIT")
+        | dict.fromkeys(keys, "DELTA_BYTE_ARRAY"),
     )
     os.replace(hidden, file)
 
@@ -163,6 +167,7 @@ class Recorder:
         self.samples = SampleBuffer()
         self.planned_requests = 0
         self.live_runs: Callable[[], Iterable[RunRecord]] = tuple  # asked at each collection
+        self.on_look: Callable[[ResourceSample], None] = lambda row: None  # told each look at the machine
         self._written = 0  # sample rows on disk
         self._runs: list[RunRecord] = []
         self._resources: list[ResourceSample] = []
@@ -212,6 +217,7 @@ class Recorder:
     def add_resources(self, row: ResourceSample) -> None:
         """Add one second of the machine."""
         self._resources.append(row)
+        self.on_look(row)
 
     def collect(self) -> Collected:
         """Take what gathered; cheap, on the event loop."""

@@ -15,12 +15,14 @@ import sys
 from pathlib import Path
 
 from harness import pages, verdictfile
-from harness.analysis.display import unbroken
+from harness.analysis.layout import unbroken
 from harness.errors import BadUsage, ExitCode, HarnessError
 from harness.evaluation import Evaluation, load
 from harness.execution import page_of, run_notebook
 from harness.folders import data_folder_of_checkout
 from harness.request import Request
+
+VERDICT = "verdict.json"
 
 PAGE_BYTES_MAX = 2_000_000
 """A page larger than this is slow to open and to mail; its figures hold too much."""
@@ -46,20 +48,31 @@ class Written:
 
 def write_report(request: Request) -> Written:
     """Judge the sample sets and write the report. Raises HarnessError."""
-    evaluation = load(request.samples, request.slo_file, partial=request.partial)
+    if request.out is not None:  # what an earlier report found is no verdict on these samples
+        (request.out / VERDICT).unlink(missing_ok=True)
+    evaluation = load(request.samples, request.slo_file, partial=request.partial, baseline=request.baseline or "")
     folder = _make_folder(request.out, evaluation)
+    try:
+        _write(request, folder, evaluation)
+    except BaseException:  # of a report that was not finished, nobody may read that it passed
+        (folder / VERDICT).unlink(missing_ok=True)
+        raise
+    lines = (str(folder / "index.html"), "", *pages.verdict_lines(evaluation))
+    return Written(folder, evaluation.exit_code, lines)
+
+
+def _write(request: Request, folder: Path, evaluation: Evaluation) -> None:
+    """Write all files of a report. Raises HarnessError, with some of them written."""
     document = verdictfile.verdict_document(evaluation)
-    verdictfile.write_verdict(folder / "verdict.json", document)
+    verdictfile.write_verdict(folder / VERDICT, document)
     table_files = pages.write_tables(folder / "tables", evaluation)
     (folder / "summary.md").write_text(pages.summary(evaluation), encoding="utf-8")
     (folder / "junit.xml").write_bytes(pages.junit(evaluation))
     shown = [] if evaluation.findings else _show(request, folder, evaluation)
     pages.write_index(folder / "index.html", evaluation, shown, table_files)
     # What a CI job reads is what counts: if it is gone or was changed meanwhile, nothing passed.
-    if verdictfile.read_verdict(folder / "verdict.json") != document:
-        raise verdictfile.VerdictFileError(folder / "verdict.json", "was changed while the report was made")
-    lines = (str(folder / "index.html"), "", *pages.verdict_lines(evaluation))
-    return Written(folder, evaluation.exit_code, lines)
+    if verdictfile.read_verdict(folder / VERDICT) != document:
+        raise verdictfile.VerdictFileError(folder / VERDICT, "was changed while the report was made")
 
 
 def _make_folder(out: Path | None, evaluation: Evaluation) -> Path:
@@ -87,7 +100,7 @@ def _show(request: Request, folder: Path, evaluation: Evaluation) -> list[pages.
         _progress(f"running notebook {notebook.name}")
         parameters = request.parameters[notebook.name]
         executed = run_notebook(notebook, parameters, folder / page.notebook, notebook.path.resolve().parent.parent)
-        said = {name: value for name, value in parameters.items() if name not in {"samples", "slo_file"}}
+        said = {name: value for name, value in parameters.items() if name not in {"samples", "slo_file", "baseline"}}
         line = f"{pages.footer(evaluation)} Parameters: {json.dumps(said)}."
         resources = {"css": pages.style(), "title": page.title, "pages": shown, "here": page.file, "footer": line}
         markup = unbroken(page_of(executed, resources))

@@ -15,8 +15,8 @@ from typing import Any
 
 from harness.errors import BadUsage
 from harness.folders import NOTEBOOKS, find_in_checkout
-from harness.notebooks import Notebook, check_parameters, find_notebooks
-from harness.sampleset import read_manifest
+from harness.notebooks import Notebook, applicable, check_parameters, find_notebooks
+from harness.sampleset import read_manifest, sets_in
 from harness.slofile import SLO_FILE, SloFileError, read_slos
 
 
@@ -30,6 +30,7 @@ class Request:
     parameters: dict[str, dict[str, Any]]  # of each notebook by its name, ours included
     out: Path | None  # the folder that gets the files; null: a new one in data/reports
     partial: bool  # judge also sets that were cut short
+    baseline: Path | None  # a sample set, or a folder of some, to compare with
 
 
 def check_request(
@@ -40,16 +41,20 @@ def check_request(
     partial: bool = False,
     parameters: Mapping[str, str] | None = None,
     slo_file: Path = SLO_FILE,
+    baseline: Path | None = None,
 ) -> Request:
-    """Return the request. `notebooks` are names, null for all of the checkout's; `parameters` are YAML texts by name.
+    """Return the request. `notebooks` are names, null for those of the checkout that apply.
 
-    Raises BadUsage that names the flag, or a SampleSetError for a path that is no sample set.
+    `parameters` are YAML texts by name. Raises BadUsage that names the flag, or a SampleSetError for a path that is no
+    sample set.
     """
     if not samples:
         raise BadUsage("--samples needs at least one folder of a sample set")
     for path in samples:
         if not path.exists():
             raise BadUsage(f"--samples {path} does not exist: give the folder of a sample set")
+    if baseline is not None:
+        _require_baseline(baseline)
     if out is not None:
         _refuse_unwritable(out)
     try:
@@ -57,17 +62,33 @@ def check_request(
     except SloFileError as fault:
         raise BadUsage(f"--slo {fault}") from None
     chosen = find_notebooks(notebooks, find_in_checkout(NOTEBOOKS))
-    ours = {"samples": [str(path.resolve()) for path in samples], "partial": partial, "slo_file": str(slos.resolve())}
+    ours = {
+        "samples": [str(path.resolve()) for path in samples],
+        "partial": partial,
+        "slo_file": str(slos.resolve()),
+        "baseline": "" if baseline is None else str(baseline.resolve()),
+    }
     checked = check_parameters(chosen, ours, parameters or {})
-    for path in samples:
-        read_manifest(path)
-    return Request(tuple(samples), slos, chosen, checked, out, partial)
+    modes = {read_manifest(path).mode for path in samples}
+    if notebooks is None:
+        chosen = applicable(chosen, modes, baseline=baseline is not None)
+    return Request(tuple(samples), slos, chosen, checked, out, partial, baseline)
 
 
-def require_judgeable() -> None:
-    """Raise BadUsage when the checkout's own SLOs or notebooks cannot be used, before load is made to be judged."""
+def require_judgeable(baseline: Path | None = None) -> None:
+    """Raise BadUsage when SLOs, notebooks or baseline cannot be used, before load is made to be judged by them."""
+    if baseline is not None:
+        _require_baseline(baseline)
     _checked_slos(SLO_FILE)
     check_parameters(find_notebooks(None, find_in_checkout(NOTEBOOKS)), {}, {})
+
+
+def _require_baseline(baseline: Path) -> None:
+    """Raise BadUsage for a baseline that does not exist, SampleSetError for one that holds no sample set."""
+    if not baseline.exists():
+        raise BadUsage(f"--baseline {baseline} does not exist: give a sample set, or a folder that holds some")
+    for path in sets_in(baseline):
+        read_manifest(path)
 
 
 def _checked_slos(file: Path) -> Path:

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from harness.api import Api
 from harness.sample import ResourceSample
+from harness.selfwatch import Strain
 
 QUEUE_DEPTH = "plimsoll_queue_depth"
 OLDEST_DUE_TICK = "plimsoll_oldest_due_tick_seconds"
@@ -82,17 +83,17 @@ class Resources:
         self._own_cpu_s, self._at = time.process_time(), time.monotonic()
         self._service_cpu_s: dict[int, float] = {}
 
-    async def look(self, generator_lag_ms: float | None) -> ResourceSample:
+    async def look(self, strain: Strain) -> ResourceSample:
         """Take one look. Files are read in a thread, so that the load does not wait for them."""
         text = await self._api.metrics_text()
-        return await asyncio.to_thread(self._row, text, generator_lag_ms)
+        return await asyncio.to_thread(self._row, text, strain)
 
-    def _row(self, text: str | None, generator_lag_ms: float | None) -> ResourceSample:
+    def _row(self, text: str | None, strain: Strain) -> ResourceSample:
         at_ns, now = time.monotonic_ns(), time.monotonic()
         elapsed_s, self._at = now - self._at, now
-        own_s = time.process_time()
+        own_s = strain.cpu_s
         own_percent, self._own_cpu_s = _percent(own_s - self._own_cpu_s, elapsed_s), own_s
-        cpu_percent, iowait_percent = self._machine()
+        cpu_percent, iowait_percent, steal_percent = self._machine()
         rss_bytes, service_percent = self._service(elapsed_s)
         before, metrics = self._metrics, read_metrics(text) if text is not None else {}
         ticks = increase(before, metrics, TICKS)
@@ -109,23 +110,26 @@ class Resources:
             redis_publish_lag_ms=mean_ms(before, metrics, PUBLISH_LAG),
             db_write_ms=mean_ms(before, metrics, DB_WRITE, TICK_WRITE),
             iowait_percent=iowait_percent,
-            generator_lag_ms=generator_lag_ms,
+            generator_lag_ms=strain.lag_ms,
+            generator_gc_ms=strain.gc_ms,
+            generator_wait_percent=strain.wait_percent,
+            steal_percent=steal_percent,
         )
         if metrics:
             self._metrics, self._metrics_at = metrics, now
         return row
 
-    def _machine(self) -> tuple[float | None, float | None]:
-        """Return the share of time in which the cores were busy, and in which they waited for a disk, in percent."""
+    def _machine(self) -> tuple[float | None, float | None, float | None]:
+        """Return the share of time in which the cores were busy, waited for a disk, and were taken away, in percent."""
         before, self._cpu = self._cpu, psutil.cpu_times()
         spent = {name: getattr(self._cpu, name) - getattr(before, name) for name in self._cpu._fields}
         # guest time is counted within user time as well
         total = sum(spent.values()) - spent.get("guest", 0.0) - spent.get("guest_nice", 0.0)
         if total <= 0:
-            return None, None
-        iowait = spent.get("iowait")
-        busy = total - spent["idle"] - (iowait or 0.0)
-        return busy / total * 100, None if iowait is None else iowait / total * 100
+            return None, None, None
+        busy = total - spent["idle"] - (spent.get("iowait") or 0.0)
+        told = [None if (share := spent.get(name)) is None else share / total * 100 for name in ("iowait", "steal")]
+        return busy / total * 100, told[0], told[1]
 
     def _service(self, elapsed_s: float) -> tuple[int | None, float | None]:
         """Return memory and processor use of the service's processes together; None when there are none here."""

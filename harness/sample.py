@@ -120,7 +120,10 @@ class ResourceSample:
     redis_publish_lag_ms: float | None  # mean from a commit to Redis having passed its events on, over the second
     db_write_ms: float | None  # mean write transaction over the second, of HTTP processes and workers together
     iowait_percent: float | None
-    generator_lag_ms: float | None  # how late the harness's own loop woke, worst of the second
+    generator_lag_ms: float | None  # how late a sending loop woke or took a request up, worst of the second
+    generator_gc_ms: float | None = None  # longest pause of a sending process for its garbage, within the second
+    generator_wait_percent: float | None = None  # of the second in which a sending thread was ready and had no core
+    steal_percent: float | None = None  # of the machine's time, given to other machines by its host
 
 
 def _arrow_type(annotation: object) -> tuple[pa.DataType, bool]:

@@ -213,6 +213,18 @@ def newest_sample_set(root: Path) -> Path:
     return sets[-1]
 
 
+def sets_in(path: Path) -> list[Path]:
+    """Return the set at `path`, or all that the folder holds, by name; raises NoSampleSet when it holds none."""
+    if not path.exists():
+        raise SampleSetNotFound(path)
+    if (path / MANIFEST).exists():
+        return [path]
+    found = sorted(manifest.parent for manifest in path.glob(f"*/{MANIFEST}"))
+    if not found:
+        raise NoSampleSet(path)
+    return found
+
+
 def sha256_of(file: Path) -> str:
     """Return the file's sha256 in hex, as the manifest lists it."""
     with file.open("rb") as stream:
@@ -255,7 +267,7 @@ def _read_parts(path: Path, manifest: Manifest, row: type, names: list[str]) -> 
         if measurement != manifest.measurement_id.encode():
             raise MixedMeasurements(path, name, manifest.measurement_id, _text(measurement))
         try:
-            table = pq.read_table(path / name, partitioning=None).cast(expected)
+            table = _with_later_columns(pq.read_table(path / name, partitioning=None), row, expected).cast(expected)
         except (OSError, ValueError, pa.ArrowException) as fault:
             raise UnreadableFile(path, name, _first_line(fault)) from None
         recorded = manifest.files.get(name)
@@ -263,6 +275,15 @@ def _read_parts(path: Path, manifest: Manifest, row: type, names: list[str]) -> 
             raise HashMismatch(path, name, recorded, found)
         tables.append(table)
     return pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata(expected.metadata)
+
+
+def _with_later_columns(table: pa.Table, row: type, expected: pa.Schema) -> pa.Table:
+    """Add as null what an earlier recorder did not tell yet: the fields that have null as their default."""
+    later = {field.name for field in dataclasses.fields(row) if field.default is None}
+    for place, field in enumerate(expected):
+        if field.name in later and field.name not in table.column_names:
+            table = table.add_column(place, field, pa.nulls(len(table), field.type))
+    return table
 
 
 def _text(value: bytes | None) -> str | None:

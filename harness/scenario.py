@@ -10,15 +10,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from typing import Protocol
 
 from harness.api import CreateAnswer, RunView, Snapshot, SpawnAnswer, Workspace, problem_of, read_answer
 from harness.client import NO_TIMING, Client, Exchange, parse_server_timing
-from harness.recorder import Recorder
 from harness.sample import Endpoint, Outcome, RunRecord
-from harness.samplebuffer import UNKNOWN, run_key
+from harness.samplebuffer import UNKNOWN, SampleBuffer, run_key
 
 SCENARIO = "create-spawn-poll"
+TIMER_S = 0.001  # resolution of event loops' own timers
 FAULT_PAUSE_S = 0.1  # least time to the next poll after a failed one: a refused connection fails in microseconds
+
+
+class Rows(Protocol):
+    """Where the rows of a run go: the recorder, or what a sending process keeps for it."""
+
+    samples: SampleBuffer
+
+    def plan(self, requests: int) -> None:
+        """Count requests that are about to be made, or would have been: each must get its row."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,10 +94,16 @@ class _Draft:
             self.last_unfinished_at_ns = exchange.sent_at_ns
 
 
+async def _sleep_until(due_at_ns: int) -> None:
+    """Sleep to an instant of the monotonic clock, never to before it: some loops round their timers down."""
+    while (left_ns := due_at_ns - time.monotonic_ns()) > 0:  # noqa: ASYNC110 - no event tells the time
+        await asyncio.sleep(max(left_ns / 1e9, TIMER_S))
+
+
 class AgentRun:
     """One pass of the scenario. `perform` it once; `records` tells at any moment what is known."""
 
-    def __init__(self, client: Client, recorder: Recorder, workspace: Workspace, habits: Habits, place: Place) -> None:
+    def __init__(self, client: Client, recorder: Rows, workspace: Workspace, habits: Habits, place: Place) -> None:
         self._client = client
         self._recorder = recorder
         self.workspace = workspace
@@ -174,7 +190,7 @@ class AgentRun:
                 pause_s = max(pause_s, FAULT_PAUSE_S, exchange.retry_after_s)
             due_at_ns = min(exchange.done_at_ns + round(pause_s * 1e9), deadline_ns)
             self._recorder.plan(1)
-            await asyncio.sleep(max(0.0, (due_at_ns - time.monotonic_ns()) / 1e9))
+            await _sleep_until(due_at_ns)
 
     async def _snapshot(self, due_at_ns: int, since_seq: int) -> tuple[Exchange, Snapshot | None]:
         assert self.parent.run_id is not None  # noqa: S101 - it was created

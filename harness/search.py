@@ -23,6 +23,9 @@ TRIALS_MIN = 10
 """Trials of a level below which nothing is answered: the spread between fewer cannot be estimated."""
 
 TRIALS_MAX = 1_000
+RATE_MAX_PER_S = 5_000.0
+"""Of a capacity search: what one generator on a core of its own sends without being late, and some more."""
+
 BURST_MAX = 4_096
 """Largest burst, and so the most connections: each request has one of its own, and one process can hold so many."""
 
@@ -118,8 +121,19 @@ def burst_ladder(most: int) -> Ladder:
 
 def rate_ladder(lowest_per_s: float, most_per_s: float) -> Ladder:
     """Return the ladder of a capacity search; raises ValueError for rates below the unit or in the wrong order."""
-    lowest, most = (round(rate / RATE_UNIT_PER_S) for rate in (lowest_per_s, most_per_s))
+    lowest, most = level_of(lowest_per_s), level_of(most_per_s)
     return Ladder(lowest=lowest, first=lowest, most=most)
+
+
+def capacity_ladder(first_per_s: float, most_per_s: float) -> Ladder:
+    """Return the ladder of `capacity`: from `first_per_s` upward, and from an eighth of it if not even that passes."""
+    first, most = level_of(first_per_s), level_of(most_per_s)
+    return Ladder(lowest=max(1, first // 8), first=first, most=most)
+
+
+def level_of(rate_per_s: float) -> int:
+    """Return the level of a capacity search that stands for a rate."""
+    return round(rate_per_s / RATE_UNIT_PER_S)
 
 
 def rate_per_s(level: int) -> float:

@@ -114,12 +114,14 @@ def _slo(path: Path, index: int, document: object) -> Slo:
         known = ", ".join(STATISTICS[source.measure])
         refusal = f"{source.measure} has no statistic '{source.statistic}', only {known} ({here}.statistic)"
         raise SloFileError(path, index, refusal)
-    if (source.endpoint is None) == (source.measure is Measure.LATENCY):
+    if (source.endpoint is None) == (source.measure in {Measure.LATENCY, Measure.DRIFT}):
         need = "needs an endpoint" if source.endpoint is None else "takes no endpoint"
         raise SloFileError(path, index, f"{source.measure} {need} ({here}.endpoint)")
     if objective.op not in OPS[source.measure]:
         known = " or ".join(OPS[source.measure])
         raise SloFileError(path, index, f"{source.measure} is compared by {known} (spec.objectives[0].op)")
+    if source.measure is Measure.DRIFT and not 0.0 < objective.value * (1.0 + source.margin) < 1.0:
+        raise SloFileError(path, index, "drift is a share: give a value between 0 and 1 (spec.objectives[0].value)")
     return Slo(
         name=read.metadata.name,
         title=read.metadata.display_name or read.metadata.name,

@@ -38,7 +38,7 @@ class NotAtRest(HarnessError):
     """The service did not come to rest between two trials, so the next one would measure the last one's queue."""
 
     def __init__(self, endpoint: Endpoint, what: str) -> None:
-        super().__init__(f"{endpoint}: the service did not come to rest after a burst: {what}")
+        super().__init__(f"{endpoint}: the service did not come to rest after a trial: {what}")
 
 
 class Trials:
@@ -106,7 +106,7 @@ class Trials:
         run_ids: list[str] = []
         for begin in range(0, level, AT_ONCE):
             calls = [self._client.exchange(wire) for _ in range(min(AT_ONCE, level - begin))]
-            run_ids += [_created(exchange) for exchange in await asyncio.gather(*calls)]
+            run_ids += [created(exchange) for exchange in await asyncio.gather(*calls)]
             self._known.update(run_ids)
         # A parent waits for its subrun; a run to be polled has ended.
         await self._rest(UNFINISHED[:-1] if spawns else UNFINISHED)
@@ -163,7 +163,7 @@ class Trials:
             if exchange.outcome is Outcome.OK:
                 latency[index] = (exchange.done_at_ns - intended_at_ns) / 1e6
             if record:
-                self._record(exchange, about, intended_at_ns, level, trial)
+                self._record(exchange, about, intended_at_ns, float(level), trial)
         return latency
 
     def _read(self, exchange: Exchange, run_id: str | None) -> tuple[str | None, str | None]:
@@ -184,13 +184,13 @@ class Trials:
         return run_id, child_id
 
     def _record(
-        self, exchange: Exchange, about: tuple[str | None, str | None], intended_at_ns: int, level: int, trial: int
+        self, exchange: Exchange, about: tuple[str | None, str | None], intended_at_ns: int, level: float, trial: int
     ) -> None:
         """Make the row of one request, and those of the runs that it was about."""
         assert exchange.outcome is not None  # noqa: S101 - it ended
         number, child = next(self._numbers), int(self.endpoint is Endpoint.SPAWN)
         self._recorder.samples.append(
-            number, child, self.endpoint, float(level), trial, 0, intended_at_ns,
+            number, child, self.endpoint, level, trial, 0, intended_at_ns,
             exchange.sent_at_ns, exchange.first_byte_at_ns, exchange.done_at_ns, exchange.status,
             exchange.outcome, exchange.error, parse_server_timing(exchange.server_timing),
             exchange.response_bytes, exchange.connection_id,
@@ -273,9 +273,9 @@ class Trials:
         return list(await asyncio.gather(*(self._client.exchange(wire) for wire in wires)))
 
 
-def _created(exchange: Exchange) -> str:
+def created(exchange: Exchange) -> str:
     """Return the id of a run made in preparation; raises ServiceDeclined or ServiceUnreachable."""
-    what = "make a run for a burst"
+    what = "make a run for a trial"
     if exchange.outcome is Outcome.HTTP_ERROR:
         raise ServiceDeclined(what, exchange.status, problem_of(exchange))
     answer = read_answer(exchange, CreateAnswer) if exchange.outcome is Outcome.OK else None

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from harness.analysis.dataset import Dataset
 from harness.analysis.slo import Verdict, overall
 from harness.analysis.validity import Finding
 from harness.errors import HarnessError
@@ -42,6 +43,7 @@ class VerdictDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     measurements: Annotated[tuple[JudgedSet, ...], msgspec.Meta(min_length=1)]
     findings: tuple[Finding, ...]  # why it is invalid; empty otherwise
     checks: tuple[Verdict, ...]  # empty when invalid
+    baseline: tuple[JudgedSet, ...]  # what the regression gate compared with; empty without one
     digest: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]  # sha256 of all the rest
 
 
@@ -61,23 +63,29 @@ def verdict_document(evaluation: Evaluation) -> VerdictDocument:
         schema_version=1,
         verdict=words[code],
         exit_code=code,
-        measurements=tuple(
-            JudgedSet(
-                measurement_id=one.measurement_id,
-                mode=one.mode,
-                attempt=one.attempt,
-                complete=one.complete,
-                files=dict(sorted(one.files.items())),
-                tool=one.source.tool,
-                notes=one.source.notes,
-            )
-            for one in evaluation.data.manifests
-        ),
+        measurements=_judged(evaluation.data),
+        baseline=() if evaluation.baseline is None else _judged(evaluation.baseline),
         findings=evaluation.findings,
         checks=evaluation.verdicts,
         digest="",
     )
     return msgspec.structs.replace(document, digest=_digest(document))
+
+
+def _judged(data: Dataset) -> tuple[JudgedSet, ...]:
+    """Return the sets of a dataset as the file names them."""
+    return tuple(
+        JudgedSet(
+            measurement_id=one.measurement_id,
+            mode=one.mode,
+            attempt=one.attempt,
+            complete=one.complete,
+            files=dict(sorted(one.files.items())),
+            tool=one.source.tool,
+            notes=one.source.notes,
+        )
+        for one in data.manifests
+    )
 
 
 def write_verdict(path: Path, document: VerdictDocument) -> None:

@@ -23,10 +23,11 @@ from harness.evaluation import load
 samples: list[str] = []  # folders of sample sets; none: the newest one in data/samples
 slo_file: str = "data/slo.yaml"  # the SLOs
 partial: bool = False  # judge also sets that were cut short
+baseline: str = ""  # a sample set, or a folder that holds some, to compare with; none: nothing is compared
 slowest: int = 10  # how many of the slowest requests to list
 
 # %%
-evaluation = load(samples, slo_file, partial=partial)
+evaluation = load(samples, slo_file, partial=partial, baseline=baseline)
 
 # %%
 display.conclusion(evaluation.verdicts, evaluation.findings)

@@ -143,7 +143,7 @@ def _quotas(given: argparse.Namespace) -> int:
                 raise BadUsage(f"LIMIT: give one of {', '.join(Limit)}, not {given.limit!r}")
             result = revising.override(
                 settings, given.workspace, Limit(given.limit), given.value, given.burst, given.by, given.reason,
-                clear=given.clear,
+                clear=given.clear, as_json=given.json,
             )  # fmt: skip
         case verb:
             raise RuntimeError(f"the parser knows {verb}, this function does not")
@@ -201,7 +201,12 @@ def _settings() -> Settings:
 
 def _as_lines(result: dict[str, Any]) -> str:
     """Return a result for a person: a line per value that is there."""
-    return "\n".join(f"{name}: {value}" for name, value in result.items() if value is not None)
+    return "\n".join(f"{name}: {_in_words(value)}" for name, value in result.items() if value is not None)
+
+
+def _in_words(value: object) -> str:
+    """Return one value, a list without its brackets."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _with_flag(refusal: PlimsollError, flags: dict[str, str]) -> str:

@@ -1,7 +1,7 @@
 """What is due, in figures: for /metrics and for the sweeper.
 
 A claim moves `next_tick_at` to the end of its lease, so a run whose `next_tick_at` has passed is due and in nobody's
-hands. Instants are compared by the database's clock alone. Who claims: `tick`.
+hands. Instants are compared by the database's clock alone. Who claims: `claims`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ person is named in the history by `--by`, or else by the name under which the co
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import getpass
 import os
 import sys
@@ -31,8 +32,8 @@ from service.quota.recalibration import Decision
 from service.quota.recalibration_counts import observed_use
 from service.quota.recalibration_cycle import Plan
 from service.quota.recalibration_record import hand_in
-from service.quota.tables import LARGEST_BYTES, ClassTable, RateValue, RevisionFile, parse, tables_by_class, write
-from service.quota.usage import LimitUse, Usage, WorkspaceQuotas
+from service.quota.tables import LARGEST_BYTES, RateValue, RevisionFile, parse, tables_by_class, write
+from service.quota.usage import MOST_HOLDERS, Holder, LimitUse, Usage, WorkspaceQuotas
 from service.settings import Settings
 from service.telemetry import configure_logging
 
@@ -55,7 +56,10 @@ def show(settings: Settings, revision: int | None, *, as_json: bool) -> str:
     if as_json:
         return write(found.limits).decode()
     tables = tables_by_class(found.limits)
-    lines = [["limit", *tables], *([limit, *(_value(table, limit) for table in tables.values())] for limit in Limit)]
+    lines = [
+        ["limit", *tables],
+        *([limit, *(_shown(table.value(limit)) for table in tables.values())] for limit in Limit),
+    ]
     return f"revision {found.revision}, {found.state}\n{columns(lines)}\n"
 
 
@@ -151,8 +155,9 @@ def override(
     reason: str | None,
     *,
     clear: bool,
+    as_json: bool,
 ) -> dict[str, Any]:
-    """Give one workspace its own value of a limit, or take that back."""
+    """Give one workspace its own value of a limit, or take that back; the value is told as JSON or for a person."""
     who = _who(by)
     told = {"workspace_id": str(workspace_id), "limit": limit.value}
     if clear:
@@ -166,7 +171,7 @@ def override(
     in_one_transaction(
         settings, lambda connection: overrides.set_override(connection, workspace_id, limit, wanted, who, reason)
     )
-    return {**told, "value": msgspec.to_builtins(wanted)}
+    return {**told, "value": msgspec.to_builtins(wanted) if as_json else _shown(wanted)}
 
 
 def explain(settings: Settings, workspace_id: uuid.UUID, *, as_json: bool) -> str:
@@ -189,7 +194,7 @@ def explain(settings: Settings, workspace_id: uuid.UUID, *, as_json: bool) -> st
     head = f"workspace {workspace_id}, class {use.quota_class}, revision {use.revision} in force"
     lines = [["limit", "value", "used", "left", "a retry succeeds"], *(_use(each) for each in use.limits)]
     holders = "".join(_holders(each) for each in use.limits)
-    return f"{head}\n{columns(lines)}\n{holders}"
+    return f"{head}\n\n{columns(lines)}\n{holders}"
 
 
 def _parsed(file: str) -> RevisionFile:
@@ -266,8 +271,7 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _value(table: ClassTable, limit: Limit) -> str:
-    value = table.value(limit)
+def _shown(value: RateValue | int | None) -> str:
     if isinstance(value, RateValue):
         return f"{value.per_s:g}/s, burst {value.burst}"
     return "lifted" if value is None else str(value)
@@ -306,11 +310,24 @@ def _use(use: LimitUse) -> list[str]:
 
 
 def _holders(use: LimitUse) -> str:
-    """Say who holds a cap, a line each."""
-    told = [{name: str(value) for name, value in msgspec.to_builtins(each).items()} for each in use.holders]
-    return "".join(
-        f"{use.limit}: {', '.join(f'{name} {value}' for name, value in fields.items())}\n" for fields in told
-    )
+    """Say who holds a cap: a heading, and a line for each holder."""
+    if not use.holders:
+        return ""
+    names = [name for name in Holder.__struct_fields__ if any(_is_told(each, name) for each in use.holders)]
+    lines = [names, *([_cell(getattr(each, name)) for name in names] for each in use.holders)]
+    some = f", the first {MOST_HOLDERS}" if len(use.holders) == MOST_HOLDERS else ""
+    return f"\n{use.limit} is held by{some}\n{columns(lines)}\n"
+
+
+def _is_told(holder: Holder, name: str) -> bool:
+    """Tell whether a field says anything: most do not apply to most caps, and most who hold a place hold one."""
+    return getattr(holder, name) not in (None, 1)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dt.datetime):
+        return f"{value:%Y-%m-%d %H:%M:%SZ}"
+    return "" if value is None else str(value)
 
 
 def _said(findings: Sequence[Finding]) -> str:

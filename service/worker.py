@@ -27,6 +27,7 @@ import uvloop
 from service.announce import Announcer, connect_redis
 from service.archive import Rounds
 from service.backstop import Backstop
+from service.claims import BATCH, Claim
 from service.conduct import calm_collector, heeds_hangup
 from service.db import Database, is_outage
 from service.doorbell import Doorbell
@@ -42,7 +43,7 @@ from service.readiness import tell_ready
 from service.settings import Settings
 from service.tallies import Tallies
 from service.telemetry import configure_logging
-from service.tick import BATCH, Claim, Ticker
+from service.tick import Ticker
 from service.workspaces import Agents
 
 log = structlog.get_logger()
@@ -71,6 +72,9 @@ DRAIN_S = 7.0
 
 CANCEL_S = 0.8
 """How long it then waits for what it leaves to be told so: a tool's row says that it was interrupted."""
+
+LEAVE_S = 0.5
+"""How long it may then take to hand over to others what it knows."""
 
 ROUND_DRAIN_S = 1.0
 """How long a stopping worker waits, after its batches, for what it is archiving; after that it is undone."""
@@ -139,6 +143,11 @@ class Worker:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._bell.wait(), rest_s)
         await self._drain()
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await self._ticker.leave()
+        except Exception as fault:
+            _log_fault("others may learn late of the runs that were delayed here", fault)
 
     async def _rest_s(self) -> float:
         """Return for how long nothing will be due, unless somebody rings."""

@@ -12,8 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from service.embedded import Stack
+
+# The same examples in every run: a change is judged, not luck. `--hypothesis-profile=default` draws new ones.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 REDIS_DATABASES = 16  # redis-server's default
 
@@ -29,9 +34,10 @@ def run_sql(stack: Stack, *statements: str) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def heeding_hangup() -> None:
-    """Under `nohup` the tests, and all that they start, would be deaf to SIGHUP."""
+def heeding_signals() -> None:
+    """Under `nohup`, or in the background of a script, the tests and all that they start would be deaf to signals."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

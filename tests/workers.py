@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from service.backstop import Backstop
+from service.claims import BATCH, Claim
 from service.settings import Settings
+from service.settling import Outcomes
 from service.tallies import Tallies
-from service.tick import BATCH, Claim, Outcomes, Ticker
+from service.tick import Ticker
 from service.worker import Worker
 from service.workspaces import Agents
 from tests.tenants import Tenant

@@ -119,8 +119,10 @@ def judge(latency: Floats, requirement: Requirement, trials: int) -> LevelVerdic
     shown = look if look is not None and look.alpha_pass else planned[-1]
     slow = requirement.is_slow(latency)
     share, worth = float(slow.mean()), _worth(latency, slow, requirement.slow_share)
-    _, upper, effective = _bounds(share, burst, worth, count, shown.alpha_pass)
-    lower, _, _ = _bounds(share, burst, worth, count, look.alpha_fail if look else shown.alpha_fail)
+    _, upper, effective = bounds_of_share(share, float(count * burst), worth, count, shown.alpha_pass)
+    lower, _, _ = bounds_of_share(
+        share, float(count * burst), worth, count, look.alpha_fail if look else shown.alpha_fail
+    )
     status = Status.INCONCLUSIVE
     if look is not None and lower > requirement.slow_share:
         status = Status.FAIL
@@ -142,7 +144,7 @@ def more_trials(latency: Floats, requirement: Requirement, trials: int) -> int |
     last = looks(trials_at(burst, trials))[-1]
 
     def settled(n: int) -> bool:
-        lower, upper, _ = _bounds(share, burst, worth, n, last.alpha_pass)
+        lower, upper, _ = bounds_of_share(share, float(n * burst), worth, n, last.alpha_pass)
         return upper <= requirement.slow_share or lower > requirement.slow_share or n > MORE_TRIALS_MAX
 
     needed = smallest(settled, count + 1)
@@ -166,11 +168,13 @@ def _far_below(latency: Floats, slow: Bools, requirement: Requirement, alpha: fl
     if tails.min() <= 0.0:
         return False
     logs = np.log(tails)
-    return float(logs.mean() + _tolerance(count, alpha, 1.0 - half) * logs.std(ddof=1)) < math.log(requirement.limit_ms)
+    return float(logs.mean() + tolerance_factor(count, alpha, 1.0 - half) * logs.std(ddof=1)) < math.log(
+        requirement.limit_ms
+    )
 
 
 @functools.cache
-def _tolerance(count: int, alpha: float, content: float) -> float:
+def tolerance_factor(count: int, alpha: float, content: float) -> float:
     """Return k of the one-sided normal tolerance bound for `content`, with error alpha, from `count` values."""
     root = math.sqrt(count)
     return float(stats.nct.ppf(1.0 - alpha, count - 1, stats.norm.ppf(content) * root)) / root
@@ -193,14 +197,13 @@ def _design_effect(hits: Bools) -> float:
     return effect
 
 
-def _bounds(share: float, burst: int, worth: float, trials: int, alpha: float) -> tuple[float, float, float]:
-    """Return lower and upper bound of the share and the effective number of requests.
+def bounds_of_share(share: float, n: float, worth: float, trials: int, alpha: float) -> tuple[float, float, float]:
+    """Return lower and upper bound of a share of `n` requests in `trials`, and the effective number of requests.
 
     n* = n / worth * (z / t)^2, at most n; exact binomial on n* (Korn and Graubard 1998).
     Where: z and t are the normal and Student quantiles at 1 - alpha, t with trials - 1 degrees of freedom, which pays
     for a spread that is estimated from so few trials.
     """
-    n = float(trials * burst)
     effective = n
     if worth > 0.0 and trials > 1:
         paid = float(stats.norm.ppf(1.0 - alpha) / stats.t.ppf(1.0 - alpha, trials - 1)) ** 2

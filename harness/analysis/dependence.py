@@ -25,6 +25,18 @@ SERIES_MIN = 20
 """Observations below which no correlation in time is estimated: its noise would be larger than itself. Samples this
 small prove a mean only when it is far from its target, and a p95 never."""
 
+COLD_SHARE = 0.2
+"""Of the requests, from the first on, in which no memory is looked for: they may be a cold start."""
+
+FADING_LAGS_MAX = 10_000
+"""Lags to which a geometric fading is carried: 0.999^10,000 is 5e-5."""
+
+SEEN_LAGS_MAX = 1_000
+"""Lags at which correlation is looked for: waves of up to so many requests are recognised."""
+
+NEGLIGIBLE = 1e-4
+"""Correlation of scores that no longer counts."""
+
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
@@ -37,15 +49,25 @@ def effective_size(is_slow: Bools, tail_share: float, groups: Ints, latency: Flo
     n = len(is_slow)
     if n == 0:
         return 0.0
-    factors = [1.0]
-    if is_slow.any() and not is_slow.all():
-        seen = is_slow.astype(np.float64)
-        factors += [series_inflation(seen), _group_inflation(_intraclass(seen, groups), groups)]
-    scores = None if latency is None else _normal_scores(latency)
-    if scores is not None:
-        in_tail = exceedance_correlation(np.array([_intraclass(scores, groups)]), tail_share)[0]
-        factors += [_tail_inflation(scores, tail_share), _group_inflation(in_tail, groups)]
-    return max(1.0, n / max(factors))
+    modelled = 1.0 if latency is None else modelled_inflation(latency, tail_share, groups)
+    return max(1.0, n / max(seen_inflation(is_slow, groups), modelled))
+
+
+def seen_inflation(is_slow: Bools, groups: Ints) -> float:
+    """Return by what factor the slow requests (n_requests,) vary more than independent ones; 1 where none is seen."""
+    if not is_slow.any() or is_slow.all():
+        return 1.0
+    seen = is_slow.astype(np.float64)
+    return max(1.0, series_inflation(seen), _group_inflation(_intraclass(seen, groups), groups))
+
+
+def modelled_inflation(latency: Floats, tail_share: float, groups: Ints) -> float:
+    """Return the same for exceeding the upper `tail_share`, from the ranks of all latencies (n_requests,)."""
+    scores = normal_scores(latency)
+    if scores is None:
+        return 1.0
+    in_tail = exceedance_correlation(np.array([_intraclass(scores, groups)]), tail_share)[0]
+    return max(1.0, _tail_inflation(scores, tail_share), _group_inflation(in_tail, groups))
 
 
 def series_inflation(series: Floats) -> float:
@@ -65,17 +87,38 @@ def series_inflation(series: Floats) -> float:
 
 
 def _tail_inflation(scores: Floats, tail_share: float) -> float:
-    """Return the inflation for exceeding the upper `tail_share`, from normal scores (n_requests,) whose correlation
-    fades geometrically from its value between neighbours.
+    """Return the inflation for exceeding the upper `tail_share`, from normal scores (n_requests,).
 
-    Neighbours only, because a cold start (a first wave that is slower than the rest, and far from any target) spreads
-    over all lags of a short sample and would be taken for a memory that long.
+    The larger of two views, because each is blind to something. One takes the correlation of neighbours and lets it
+    fade geometrically: it sees a long memory in a short sample. The other adds up the correlations that are there, up
+    to a tenth of the sample: requests that come in waves resemble each other as much ten places apart as next to each
+    other, and a geometric fading from neighbours would call such a wave short. The second leaves out the first fifth,
+    since a cold start (a first wave that is slower than the rest, and far from any target) spreads over all lags of a
+    short sample and would be taken for a memory that long.
     """
     if len(scores) < SERIES_MIN:
         return 1.0
-    neighbours = float(acf(scores, nlags=1, fft=False)[1])
-    fading = np.clip(neighbours, 0.0, 0.999) ** np.arange(1, len(scores))
-    return 1.0 + 2.0 * float(exceedance_correlation(fading, tail_share).sum())
+    neighbours = float(np.clip(acf(scores, nlags=1, fft=True)[1], 0.0, 0.999))
+    fading = neighbours ** np.arange(1, min(len(scores), FADING_LAGS_MAX))
+    views = (np.asarray(fading, dtype=np.float64), _seen_correlations(scores[int(COLD_SHARE * len(scores)) :]))
+    return 1.0 + 2.0 * max(float(exceedance_correlation(rho[rho > NEGLIGIBLE], tail_share).sum()) for rho in views)
+
+
+def _seen_correlations(scores: Floats) -> Floats:
+    """Return the autocorrelations of scores (n,) from lag 1 until a pair of them sums to 0 or less (Geyer 1992).
+
+    Each is raised by what estimating the mean from the same series takes off it, its inflation over n (Marriott and
+    Pope 1954). Up to a tenth of the series: beyond, the noise of the estimates adds up to more than they do.
+    """
+    lags = min(len(scores) // 10, SEEN_LAGS_MAX)
+    if lags < 2 or np.ptp(scores) == 0.0:
+        return np.empty(0)
+    rho = np.asarray(acf(scores, nlags=lags, fft=True), dtype=np.float64)[1:]
+    pairs = rho[: len(rho) // 2 * 2].reshape(-1, 2).sum(axis=1)
+    ends = np.flatnonzero(pairs <= 0.0)
+    kept = rho[: 2 * int(ends[0])] if len(ends) else rho
+    bias = (1.0 + 2.0 * float(kept.sum())) / len(scores)
+    return np.asarray(kept + bias * (1.0 - kept), dtype=np.float64)
 
 
 def exceedance_correlation(rho: Floats, tail_share: float) -> Floats:
@@ -92,7 +135,7 @@ def exceedance_correlation(rho: Floats, tail_share: float) -> Floats:
     return correlation
 
 
-def _normal_scores(latency: Floats) -> Floats | None:
+def normal_scores(latency: Floats) -> Floats | None:
     """Return each latency's normal score by rank, ties averaged; None when all are equal."""
     if len(latency) < 2 or bool(np.all(latency == latency[0])):
         return None

@@ -5,8 +5,6 @@ Everything here is an object that Jupyter shows by itself; nothing is computed t
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import html
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -14,11 +12,22 @@ from typing import NamedTuple
 
 import pandas as pd
 from pandas.io.formats.style import Styler
-from pandas.io.formats.style_render import CSSDict
 
 from harness.analysis import tables
 from harness.analysis.dataset import Dataset
-from harness.analysis.slo import Statistic, Status, Verdict, number, overall, percent, plural, with_unit
+from harness.analysis.layout import Passage, answer, cell, styled, unbroken
+from harness.analysis.slo import (
+    CHANGE,
+    Statistic,
+    Status,
+    Verdict,
+    number,
+    overall,
+    percent,
+    plural,
+    signed_percent,
+    with_unit,
+)
 from harness.analysis.validity import ID_SHOWN, Fault, Finding, short_commit
 from harness.errors import ExitCode
 
@@ -41,21 +50,6 @@ HEADINGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Passage:
-    """A piece of HTML with the words it says, so that it reads in a terminal as well."""
-
-    markup: str
-    text: str
-
-    def _repr_html_(self) -> str:
-        return self.markup
-
-    def __str__(self) -> str:
-        """Return the words alone."""
-        return self.text
-
-
 def heading(verdicts: Collection[Verdict], findings: Sequence[Finding]) -> str:
     """Return the report's verdict in one word."""
     return HEADINGS[overall(verdicts, valid=not findings)]
@@ -72,16 +66,17 @@ def sentences(
         said = ["Nothing was judged, because the measurement cannot be trusted."]
         return said + [_finding_sentence(finding, folders or {}) for finding in findings]
     counted = [verdict for verdict in verdicts if verdict.verdict is not Status.NOT_APPLICABLE]
+    noun = "checks" if any(one.name.startswith("regression-") for one in counted) else "SLOs"
     by_status = {status: [verdict for verdict in counted if verdict.verdict is status] for status in Status}
     failed, open_ = by_status[Status.FAIL], by_status[Status.INCONCLUSIVE]
     if not counted:
         return ["None of the SLOs is about the load that was measured, so nothing could be judged."]
     if not failed and not open_:
-        said = [f"All {plural(len(counted), 'SLOs')} about this load are met."]
+        said = [f"All {plural(len(counted), noun)} about this load are met."]
     elif failed:
-        said = [f"{len(failed)} of {plural(len(counted), 'SLOs')} {'is' if len(failed) == 1 else 'are'} missed."]
+        said = [f"{len(failed)} of {plural(len(counted), noun)} {'is' if len(failed) == 1 else 'are'} missed."]
     else:
-        said = [f"{len(open_)} of {plural(len(counted), 'SLOs')} could not be decided; none is missed."]
+        said = [f"{len(open_)} of {plural(len(counted), noun)} could not be decided; none is missed."]
     for one in failed + open_:
         load = f"{one.mode.value}, " if one.mode else ""
         said.append(f"{one.title} ({load}{one.requirement}): {one.reason}")
@@ -107,12 +102,7 @@ def conclusion(
 ) -> Passage:
     """Return the conclusion: one word, then the sentences that support it (see `sentences`)."""
     word, (first, *rest) = heading(verdicts, findings), sentences(verdicts, findings, folders)
-    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in rest)
-    markup = (
-        f'<div class="conclusion {word.lower()}"><p><strong class="chip {word.lower()}">{word}</strong> '
-        f"{html.escape(first)}</p>{f'<ul>{items}</ul>' if items else ''}</div>"
-    )
-    return Passage(unbroken(markup), "\n".join([f"{word}. {first}", *rest]))
+    return answer(word, first, rest)
 
 
 def limitations(data: Dataset) -> Passage:
@@ -123,11 +113,6 @@ def limitations(data: Dataset) -> Passage:
     head = "What these samples cannot tell, because another tool recorded them:"
     markup = f'<div class="limitations"><p>{head}</p><ul>{items}</ul></div>'
     return Passage(unbroken(markup), "\n".join([head, *data.notes]))
-
-
-def unbroken(text: str) -> str:
-    """Return the text with no line break possible between a number and its unit, or a heading's last word and its."""
-    return re.sub(r"(?:(?<=\d)|(?<=\w,)) (?=(?:ms|s|%)(?!\w))", "\u00a0", text)
 
 
 class VerdictRow(NamedTuple):
@@ -162,7 +147,7 @@ def verdicts(found: Collection[Verdict]) -> Styler:
     frame.columns = pd.Index(VERDICT_COLUMNS)
     frame["Verdict"] = [f"{MARKS[one.verdict]}\u00a0{verdict_row(one).verdict}" for one in found]
     frame["Reason"] = [one.reason for one in found]
-    return _styled(frame, numeric=())
+    return styled(frame, numeric=())
 
 
 def latencies(data: Dataset) -> Styler:
@@ -173,16 +158,16 @@ def latencies(data: Dataset) -> Styler:
         first = group.iloc[0]
         row = {
             "Load": mode, "Endpoint": endpoint, "Requests": f"{first['requests']:,}", "Failed": f"{first['failed']:,}",
-            "Mean, ms": _cell(first["mean_ms"]),
+            "Mean, ms": cell(first["mean_ms"]),
         }  # fmt: skip
         for _, one in group.iterrows():
             value = "failed" if pd.isna(one["latency_ms"]) else number(float(one["latency_ms"]))
-            interval = "" if pd.isna(one["lower_ms"]) else f" ({_cell(one['lower_ms'])} to {_cell(one['upper_ms'])})"
+            interval = "" if pd.isna(one["lower_ms"]) else f" ({cell(one['lower_ms'])} to {cell(one['upper_ms'])})"
             row[f"p{one['q'] * 100:g}, ms"] = value + interval
         refused = group["refusal"].dropna()
         row["Why no interval"] = "" if refused.empty else _capital(str(refused.iloc[-1]))
         rows.append(row)
-    return _styled(pd.DataFrame(rows), numeric=("Requests", "Failed", "Mean, ms", "p50, ms", "p95, ms", "p99, ms"))
+    return styled(pd.DataFrame(rows), numeric=("Requests", "Failed", "Mean, ms", "p50, ms", "p95, ms", "p99, ms"))
 
 
 def runs(data: Dataset) -> Styler:
@@ -192,17 +177,17 @@ def runs(data: Dataset) -> Styler:
         {
             "Measurement": frame["measurement_id"].str.slice(0, ID_SHOWN),
             "Runs": frame["runs"],
-            "Count": frame["count"].map(_cell),
-            "Completed": frame["completed"].map(_cell),
-            "Ended otherwise": frame["ended_otherwise"].map(_cell),
-            "Never seen finished": frame["never_seen_finished"].map(_cell),
-            "Median completion as polled, ms": frame["completion_ms_median"].map(_cell),
-            "Median by the service's clock, ms": frame["server_completion_ms_median"].map(_cell),
-            "Ticks per run": frame["ticks_per_run"].map(_cell),
-            "Events per run": frame["events_per_run"].map(_cell),
+            "Count": frame["count"].map(cell),
+            "Completed": frame["completed"].map(cell),
+            "Ended otherwise": frame["ended_otherwise"].map(cell),
+            "Never seen finished": frame["never_seen_finished"].map(cell),
+            "Median completion as polled, ms": frame["completion_ms_median"].map(cell),
+            "Median by the service's clock, ms": frame["server_completion_ms_median"].map(cell),
+            "Ticks per run": frame["ticks_per_run"].map(cell),
+            "Events per run": frame["events_per_run"].map(cell),
         }
     )
-    return _styled(shown, numeric=tuple(shown.columns[2:]))
+    return styled(shown, numeric=tuple(shown.columns[2:]))
 
 
 def slowest(data: Dataset, count: int) -> Styler:
@@ -211,19 +196,19 @@ def slowest(data: Dataset, count: int) -> Styler:
     status = (" " + frame["status"].astype("string")).fillna("")
     shown = pd.DataFrame(
         {
-            "At, s": frame["at_s"].map(_cell),
+            "At, s": frame["at_s"].map(cell),
             "Endpoint": frame["endpoint"],
             "Run": frame["run_key"],
             "Outcome": frame["outcome"].astype(str) + status,
-            "Waited, ms": frame["latency_ms"].map(_cell),
-            "Service, ms": frame["service_ms"].map(_cell),
-            "Database, ms": frame["server_db_ms"].map(_cell),
-            "Quota, ms": frame["server_quota_ms"].map(_cell),
-            "Publish, ms": frame["server_publish_ms"].map(_cell),
-            "App, ms": frame["server_app_ms"].map(_cell),
+            "Waited, ms": frame["latency_ms"].map(cell),
+            "Service, ms": frame["service_ms"].map(cell),
+            "Database, ms": frame["server_db_ms"].map(cell),
+            "Quota, ms": frame["server_quota_ms"].map(cell),
+            "Publish, ms": frame["server_publish_ms"].map(cell),
+            "App, ms": frame["server_app_ms"].map(cell),
         }
     )
-    return _styled(shown, numeric=("At, s", *shown.columns[4:]))
+    return styled(shown, numeric=("At, s", *shown.columns[4:]))
 
 
 def failures(data: Dataset) -> Styler | Passage:
@@ -236,12 +221,12 @@ def failures(data: Dataset) -> Styler | Passage:
         {
             "Endpoint": frame["endpoint"],
             "Outcome": frame["outcome"],
-            "Status": frame["status"].map(_cell),
+            "Status": frame["status"].map(cell),
             "Error": frame["error"].fillna(""),
-            "Requests": frame["requests"].map(_cell),
+            "Requests": frame["requests"].map(cell),
         }
     )
-    return _styled(shown, numeric=("Status", "Requests"))
+    return styled(shown, numeric=("Status", "Requests"))
 
 
 def measurements(data: Dataset) -> Styler:
@@ -252,16 +237,16 @@ def measurements(data: Dataset) -> Styler:
             "Samples": list(data.folders),
             "Start, UTC": frame["started_at"].dt.strftime("%Y-%m-%d %H:%M:%S"),
             "Load": frame["mode"],
-            "Requests": frame["requests"].map(_cell),
-            "Runs": frame["runs"].map(_cell),
-            "Duration, s": frame["duration_s"].map(_cell),
-            "Attempt": frame["attempt"].map(_cell),
+            "Requests": frame["requests"].map(cell),
+            "Runs": frame["runs"].map(cell),
+            "Duration, s": frame["duration_s"].map(cell),
+            "Attempt": frame["attempt"].map(cell),
             "Commit": frame["commit"].fillna("unknown").map(short_commit),
-            "Quota revision": frame["quota_revision"].map(_cell),
-            "Machine": frame["cpu_count"].map(_cell) + " x " + frame["cpu"],
+            "Quota revision": frame["quota_revision"].map(cell),
+            "Machine": frame["cpu_count"].map(cell) + " x " + frame["cpu"],
         }
     )
-    return _styled(shown, numeric=("Requests", "Runs", "Duration, s", "Attempt", "Quota revision"))
+    return styled(shown, numeric=("Requests", "Runs", "Duration, s", "Attempt", "Quota revision"))
 
 
 def measured_text(verdict: Verdict) -> str:
@@ -270,6 +255,8 @@ def measured_text(verdict: Verdict) -> str:
         return "—"
     if verdict.statistic is Statistic.ERROR_SHARE:
         return percent(verdict.measured)
+    if verdict.unit == CHANGE:
+        return signed_percent(verdict.measured)
     named = f"{verdict.statistic.value} " if verdict.statistic.is_latency else ""
     aside = "".join(
         f" ({name} {with_unit(value, verdict.unit)})" for name, value in verdict.shown.items() if value is not None
@@ -284,6 +271,8 @@ def bounds_text(verdict: Verdict) -> str:
         return "—"
     if interval.lower == interval.upper and interval.unit == "requests":
         return "counted"
+    if interval.unit == CHANGE:
+        return f"change {signed_percent(interval.lower or 0.0)} to {signed_percent(interval.upper or 0.0)}"
     if interval.unit == "share":
         ends = f"{percent(interval.lower or 0.0)} to {percent(1.0 if interval.upper is None else interval.upper)}"
         is_quantile = verdict.statistic.q is not None
@@ -302,50 +291,6 @@ def sample_text(verdict: Verdict) -> str:
     return f"{size}, effective {effective:.0f} for the {BOUNDED.get(verdict.statistic, verdict.statistic.value)}"
 
 
-def _cell(value: float | None) -> str:
-    """Return a number for a table, or a dash for what is not known."""
-    return "—" if pd.isna(value) else number(float(value))
-
-
 def _capital(words: str) -> str:
     """Return the words with a capital at their beginning."""
     return words[:1].upper() + words[1:]
-
-
-def _styled(frame: pd.DataFrame, numeric: Sequence[str]) -> Styler:
-    """Return a table without row numbers, with numbers to the right; its markup is the same every time."""
-    classes = pd.DataFrame("", index=frame.index, columns=frame.columns)
-    for column in numeric:
-        if column in classes:
-            classes[column] = "number"
-    if "Verdict" in frame:
-        words = frame["Verdict"].str.split("\u00a0", n=1).str[1]
-        classes["Verdict"] = "verdict " + words.str.lower().str.replace(" ", "-")
-    if "Reason" in frame:
-        classes["Reason"] = "wide"
-    if "Samples" in frame:
-        classes["Samples"] = "name"
-    rules: list[CSSDict] = [
-        {"selector": "td, th", "props": "text-align: left; vertical-align: top;"},
-        {"selector": "td.number", "props": "text-align: right; font-variant-numeric: tabular-nums;"},
-    ]
-    rules += [
-        {"selector": f"th.col{place}", "props": "text-align: right;"}
-        for place, column in enumerate(frame.columns)
-        if column in numeric
-    ]
-    # On a narrow screen each row becomes a block of its own, whose cells say what they are.
-    rules += [
-        {"selector": f"td.col{place}", "props": f'--label: "{column}";'} for place, column in enumerate(frame.columns)
-    ]
-    frame = frame.map(lambda cell: unbroken(cell) if isinstance(cell, str) else cell)
-    frame.columns = pd.Index([unbroken(column) for column in frame.columns])
-    classes.columns = frame.columns
-    styler = Styler(frame, cell_ids=False, uuid=_fingerprint(frame)).hide(axis="index")
-    styler = styler.set_table_attributes('class="table"').format(escape="html").set_td_classes(classes)
-    return styler.set_table_styles(rules)
-
-
-def _fingerprint(frame: pd.DataFrame) -> str:
-    """Return a name for a table's style that is the same for the same table and no other on its page."""
-    return hashlib.sha256(frame.to_csv(index=False).encode()).hexdigest()[:8]

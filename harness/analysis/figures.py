@@ -14,11 +14,12 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from harness.analysis import tables
 from harness.analysis.dataset import Dataset, moment_ns, waited_ms
-from harness.analysis.dependence import Floats
+from harness.analysis.dependence import Floats, Ints
 from harness.analysis.drawing import (
     GREY,
     INK,
@@ -36,7 +37,7 @@ from harness.analysis.drawing import (
     scale_log,
 )
 from harness.analysis.quantiles import quantile
-from harness.analysis.slo import Measure, Slo, Statistic, Status, Verdict, number, percent, plural, with_unit
+from harness.analysis.slo import CHANGE, Measure, Slo, Statistic, Status, Verdict, number, percent, plural, with_unit
 from harness.sample import Endpoint, Mode
 
 PARTS = {
@@ -53,6 +54,21 @@ EDGE = 1.6
 
 OFF_SCALE_MS = 1e9
 """Above every latency: as far as the corner that an SLO forbids is drawn."""
+
+DOTS_MAX = 1_500
+"""Requests of one panel that are drawn one by one; more become a heat map."""
+
+HEAT_CELLS = (160, 28)
+"""Cells of a heat map in time and in latency: some six pixels each."""
+
+POINTS_MAX = 400
+"""Points of one line of resources; of a longer measurement the highest of each stretch is drawn."""
+
+FEW = 120
+"""Points of one line that are marked one by one."""
+
+CURVE_POINTS_MAX = 2_000
+"""Steps of a percentile curve; of more requests those are kept that a reader can tell apart."""
 
 TAIL_TICKS = (0.5, 0.95, 0.99, 0.999, 0.9999, 0.99999)
 
@@ -123,9 +139,10 @@ def _percentile_panel(axis: Axes, view: View, waited: Floats, slos: Collection[S
     axis.set_yscale("log")
     # The i-th of n sorted values is the quantile of every q in ((i-1)/n, i/n]: a step, drawn against 1 / (1 - q).
     if len(answered):
-        starts = 1.0 / (1.0 - np.arange(len(answered)) / n)
+        kept = _steps(n, len(answered))
+        starts = 1.0 / (1.0 - kept / n)
         end = most if len(answered) == n else 1.0 / (1.0 - len(answered) / n)
-        axis.plot([*starts, end], [*answered, answered[-1]], color=colour, lw=2, drawstyle="steps-post")
+        axis.plot([*starts, end], [*answered[kept], answered[-1]], color=colour, lw=2, drawstyle="steps-post")
     for slo in slos:
         if slo.statistic.q is not None:
             axis.fill_between([1.0, 1.0 / (1.0 - slo.statistic.q)], slo.limit, OFF_SCALE_MS, color=PALE, lw=0, zorder=0)
@@ -151,8 +168,17 @@ def _percentile_panel(axis: Axes, view: View, waited: Floats, slos: Collection[S
     name_panel(axis, f"{view.name}, {plural(n, 'requests')}", colour)
 
 
+def _steps(n: int, answered: int) -> Ints:
+    """Return the ranks from 0 at which the curve of n requests is drawn: all, or as dense as the axis is stretched."""
+    if answered <= CURVE_POINTS_MAX:
+        return np.arange(answered)
+    tail = n - n * np.geomspace(1.0, 1.0 / n, CURVE_POINTS_MAX)
+    ranks: Ints = np.unique(np.minimum(np.round(tail), answered - 1).astype(np.int64))
+    return ranks
+
+
 def latency_over_time(data: Dataset) -> Drawing:
-    """Draw each request at the moment it was due, one band per endpoint; crosses at the top are failures."""
+    """Draw each request at the moment it was due, one band per endpoint, many as a heat map; crosses are failures."""
     views = views_of(data)
     figure, axes = new_figure(max(len(views), 1), 1, height=1.25 * max(len(views), 1) + 0.8, sharex=True)
     said = []
@@ -161,8 +187,11 @@ def latency_over_time(data: Dataset) -> Drawing:
         waited, at_s = waited_ms(rows), seconds_since_start(data, rows, moment_ns(rows))
         good = np.isfinite(waited)
         axis.set_yscale("log")
-        axis.scatter(at_s[good], waited[good], s=11, color=colour_of(endpoint), marker=MARKERS[endpoint], lw=0,
-                     alpha=0.75, rasterized=len(waited) > 2000)  # fmt: skip
+        if int(good.sum()) <= DOTS_MAX:
+            axis.scatter(at_s[good], waited[good], s=11, color=colour_of(endpoint), marker=MARKERS[endpoint], lw=0,
+                         alpha=0.75)  # fmt: skip
+        else:
+            _heat(axis, at_s[good], waited[good], _time_limits(data))
         if not good.all():
             axis.scatter(at_s[~good], np.full((~good).sum(), 0.93), s=26, color=RED, marker="x", lw=1.4, clip_on=False,
                          transform=axis.get_xaxis_transform())  # fmt: skip
@@ -179,6 +208,32 @@ def latency_over_time(data: Dataset) -> Drawing:
     axes[-1].set_xlabel("seconds since the first request")
     axes[-1].set_xlim(*_time_limits(data))
     return finish(figure, "Latency over time", f"Latency of each request over time. {'; '.join(said) or 'No request'}.")
+
+
+def _heat(axis: Axes, at_s: Floats, waited: Floats, ends: tuple[float, float]) -> None:
+    """Draw how many requests fell into each cell of time and latency (Gregg's heat map): the darker, the more.
+
+    Counts are drawn by their logarithm, so that a single slow request among thousands is still seen.
+    """
+    low, high = float(waited.min()), float(waited.max())
+    heights = np.geomspace(low / 1.001, max(high, low * 1.01) * 1.001, HEAT_CELLS[1] + 1)
+    widths = np.linspace(0.0, max(ends[1], 1e-9), HEAT_CELLS[0] + 1)
+    counts, _, _ = np.histogram2d(at_s, waited, bins=[widths, heights])
+    shades = np.ma.masked_equal(counts.T, 0.0)
+    norm = LogNorm(vmin=0.5, vmax=max(float(counts.max()), 2.0))
+    axis.pcolormesh(widths, heights, shades, cmap="cividis_r", norm=norm, rasterized=True)
+    axis.text(1.0, 1.02, f"darker is more, at most {plural(int(counts.max()), 'requests')} in one cell", ha="right",
+              color=GREY, size=8, transform=axis.transAxes)  # fmt: skip
+
+
+def _thinned(at_s: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Return the seconds as they are, or, of a long measurement, the most of each of POINTS_MAX equal stretches."""
+    if len(at_s) <= POINTS_MAX or float(np.ptp(at_s)) == 0.0:
+        return at_s, values
+    place = np.minimum((at_s - at_s.min()) / np.ptp(at_s) * POINTS_MAX, POINTS_MAX - 1).astype(np.int64)
+    kept = [np.flatnonzero(place == number) for number in range(POINTS_MAX)]
+    tops = [rows[int(np.argmax(values[rows]))] for rows in kept if len(rows)]
+    return at_s[tops], values[tops]
 
 
 def server_timing(data: Dataset) -> Drawing:
@@ -239,7 +294,8 @@ def resources(data: Dataset) -> Drawing:
         for column, label, colour, style in reversed(lines):
             rows = data.resources.dropna(subset=column).sort_values(["measurement_id", "at_ns"])
             at_s, values = seconds_since_start(data, rows, rows["at_ns"]), rows[column].to_numpy(dtype=np.float64)
-            axis.plot(at_s, values, color=colour, ls=style, lw=1.6, marker="o", ms=2.6)
+            at_s, drawn = _thinned(at_s, values)
+            axis.plot(at_s, drawn, color=colour, ls=style, lw=1.6, marker="o" if len(at_s) <= FEW else "", ms=2.6)
             if label:
                 axis.text(right, 1.06, label, color=colour, ha="right", size=8.5, transform=axis.transAxes)
                 right -= 0.0078 * len(label) + 0.02  # a letter is about so wide
@@ -256,6 +312,7 @@ def resources(data: Dataset) -> Drawing:
 def limits_used(verdicts: Collection[Verdict]) -> Drawing:
     """Draw how much of each SLO's limit is used up, with its bounds: left of the line is met, right is missed."""
     shown = [one for one in verdicts if one.interval is not None and one.interval.limit > 0.0]
+    shown = [one for one in shown if one.unit != CHANGE]  # which may lie on both sides of nothing
     figure, (axis,) = new_figure(1, 1, height=0.48 * max(len(shown), 1) + 1.1)
     said = []
     for row, verdict in enumerate(shown):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
-from harness.analysis import completion, throughput
+from harness.analysis import completion, soaks, throughput
 from harness.analysis.dataset import GROUPED_BY_TRIAL, Dataset, counted_from_send, groups_of, in_order, waited_ms
 from harness.analysis.dependence import Bools, effective_size
 from harness.analysis.further import further_words
@@ -58,6 +58,8 @@ def _judge(slo: Slo, mode: Mode, data: Dataset) -> Verdict:
         judge = throughput.judge
     elif slo.measure is Measure.COMPLETION:
         judge = completion.judge
+    elif slo.measure is Measure.DRIFT:
+        judge = soaks.judge
     elif slo.measure is Measure.RESPONSES:
         judge = judge_failed_count if slo.statistic is Statistic.FAILED_COUNT else judge_error_share
     else:

@@ -24,6 +24,7 @@ class Measure(enum.StrEnum):
     RESPONSES = "responses"  # what became of every planned request
     TICKS = "ticks"  # worker turns per second, while a tick is due
     COMPLETION = "completion"  # from a parent run's creation to its end, in seconds
+    DRIFT = "drift"  # how the latency of one endpoint moves over a soak, as a share of itself
 
 
 class Statistic(enum.StrEnum):
@@ -38,6 +39,7 @@ class Statistic(enum.StrEnum):
     ERROR_SHARE = "error_share"  # of responses: failed over planned, 0.01 = 1 %
     PER_BUSY_SECOND = "per_busy_second"  # of ticks
     MAX = "max"  # of completion: a census of this sample, no inference
+    P50_CHANGE = "p50_change"  # of drift: the minutes' medians at the end over those at the beginning, less 1
 
     @property
     def is_latency(self) -> bool:
@@ -73,6 +75,7 @@ STATISTICS: dict[Measure, tuple[Statistic, ...]] = {
     Measure.RESPONSES: (Statistic.FAILED_COUNT, Statistic.ERROR_SHARE),
     Measure.TICKS: (Statistic.PER_BUSY_SECOND,),
     Measure.COMPLETION: (Statistic.MAX,),
+    Measure.DRIFT: (Statistic.P50_CHANGE,),
 }
 """Which statistics each measure has; anything else is refused when the file of SLOs is read."""
 
@@ -81,13 +84,18 @@ OPS: dict[Measure, tuple[Op, ...]] = {
     Measure.RESPONSES: (Op.LT, Op.LTE),
     Measure.TICKS: (Op.GT, Op.GTE),
     Measure.COMPLETION: (Op.LT, Op.LTE),
+    Measure.DRIFT: (Op.LT, Op.LTE),
 }
+
+CHANGE = "change"
+"""The unit of a ratio less 1: 0.05 is 5 % more, -0.05 is 5 % less."""
 
 UNITS: dict[Measure, str] = {
     Measure.LATENCY: "ms",
     Measure.RESPONSES: "",
     Measure.TICKS: "/s",
     Measure.COMPLETION: "s",
+    Measure.DRIFT: CHANGE,
 }
 
 
@@ -98,7 +106,7 @@ class Slo(msgspec.Struct, frozen=True):
     title: str  # what a person reads
     modes: tuple[Mode, ...]  # loads to which it applies, each judged on its own
     measure: Measure
-    endpoint: Endpoint | None  # of latency only
+    endpoint: Endpoint | None  # of latency and drift only
     statistic: Statistic
     op: Op
     target: float  # in the unit of its measure
@@ -115,6 +123,8 @@ class Slo(msgspec.Struct, frozen=True):
         """Return the SLO in short, such as "mean < 300 ms"."""
         if self.statistic is Statistic.FAILED_COUNT and self.limit == 0.0:
             return "none failed"
+        if self.measure is Measure.DRIFT:
+            return f"drift of p50 within {percent(self.limit)}"
         shares = self.statistic is Statistic.ERROR_SHARE
         target = percent(self.target) if shares else with_unit(self.target, UNITS[self.measure])
         words = {"failed_count": "failed", "error_share": "errors", "per_busy_second": "ticks", "max": "slowest"}
@@ -249,6 +259,12 @@ def with_unit(value: float | None, unit: str) -> str:
 def percent(share: float) -> str:
     """Return a share for a sentence, such as "2.5 %"."""
     return f"{number(share * 100.0)} %"
+
+
+def signed_percent(share: float) -> str:
+    """Return a change for a sentence, such as "+2.5 %"; the sign of less is typographic."""
+    sign = "+" if share > 0.0 else "\u2212" if share < 0.0 else ""
+    return sign + percent(abs(share))
 
 
 def plural(count: int, noun: str) -> str:

@@ -2,7 +2,7 @@
 
 Looked for: rows lost or recorded twice, measurements mixed, clocks that stepped or disagree, instants out of order,
 outcomes that contradict their status, latencies that contradict their instants, and a generator that could not keep
-its schedule. Bytes that cannot be read at all were refused before, by `sampleset`. Next: `judges`.
+its schedule (`lateness`). Bytes that cannot be read at all were refused before, by `sampleset`. Next: `judges`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import numpy as np
 import pandas as pd
 
 from harness.analysis.dataset import Dataset
-from harness.analysis.slo import number, percent, plural
+from harness.analysis.lateness import CLOSED_LOOP, lateness
+from harness.analysis.slo import number, plural
 from harness.sample import Mode, Outcome
 from harness.sampleset import Manifest, Source
-
-CLOSED_LOOP = frozenset({Mode.SMOKE, Mode.BURST, Mode.SOAK})
-"""Modes in which the next request waits for the last, and every create has a record of its run."""
 
 CLOCK_STEP_S = 0.1
 CLOCK_RATE = 0.001
@@ -29,18 +27,8 @@ CLOCK_RATE = 0.001
 OUTSIDE_S = 1.0
 """How far a row may lie outside of the manifest's clock: the anchors are read before the first and after the last."""
 
-LATE_MS = {True: 250.0, False: 50.0}
-LATE_SHARE = {True: 0.05, False: 0.01}
-"""A generator is late when more than this share of requests left more than so long after they were due (closed loop:
-True). Open loop is strict, for lateness changes the load. In a closed loop it only lengthens latencies, which count
-from the intended moment; there it is judged when the numbers would speak of the generator more than of the service."""
-
-STALL_MS = 150.0
-"""In open loop, a second in which the generator's own loop woke so late lost its schedule. Not asked of burst-limits:
-its only schedule is the instant of each burst, whose lateness every row shows, and sending it is itself a stall."""
-
 LATENCY_TOLERANCE_MS = 0.001
-"""What latency_ms may differ from done - intended by: floating point, no more."""
+"""What latency_ms may differ from done - intended by: its rounding, half of this (`samplebuffer`), and no more."""
 
 
 ID_SHOWN = 8
@@ -92,7 +80,7 @@ def find_faults(data: Dataset, *, partial: bool = False) -> tuple[Finding, ...]:
             *_order(samples),
             *_latencies(samples),
             *_outcomes(manifest, samples),
-            *_lateness(manifest, samples, resources),
+            *((Fault.GENERATOR_LATE, *told) for told in lateness(manifest, samples, resources)),
         ):
             findings.append(Finding(fault, manifest.measurement_id, detail, rows))
     return tuple(findings)
@@ -171,7 +159,7 @@ def _rows(manifest: Manifest, samples: pd.DataFrame, runs: pd.DataFrame, *, cut_
     creates = samples.loc[samples["endpoint"] == "create", "run_key"]
     unknown = int((~creates.isin(runs["run_key"])).sum())
     if manifest.mode in CLOSED_LOOP and unknown and not cut_short:
-        yield Fault.LOST_ROWS, f"{plural(unknown, 'creates')} have no record of their run.", unknown
+        yield Fault.LOST_ROWS, f"{plural(unknown, 'creates')} without a record of the run.", unknown
 
 
 def _clocks(manifest: Manifest, samples: pd.DataFrame) -> Found:
@@ -259,20 +247,3 @@ def _outcomes(manifest: Manifest, samples: pd.DataFrame) -> Found:
     if int(unknown_end.sum()):
         detail = f"{plural(int(unknown_end.sum()), 'requests')} are ok without a moment at which they were done."
         yield Fault.OUTCOME_MISMATCH, detail, int(unknown_end.sum())
-
-
-def _lateness(manifest: Manifest, samples: pd.DataFrame, resources: pd.DataFrame) -> Found:
-    """Check that requests left when they were due, and in open loop that the generator never stalled."""
-    closed = manifest.mode in CLOSED_LOOP
-    lag_ms = ((samples["sent_at_ns"] - samples["intended_at_ns"]) / 1e6).dropna()
-    late = int((lag_ms > LATE_MS[closed]).sum())
-    if late > LATE_SHARE[closed] * len(lag_ms):
-        detail = (
-            f"{plural(late, 'requests')} of {len(lag_ms):,} ({percent(late / len(lag_ms))}) left more than "
-            f"{number(LATE_MS[closed])} ms after they were due: the generator could not keep its schedule."
-        )
-        yield Fault.GENERATOR_LATE, detail, late
-    stalls = int((resources["generator_lag_ms"] > STALL_MS).fillna(value=False).sum())
-    if stalls and not closed and manifest.mode not in {Mode.IMPORT, Mode.BURST_LIMITS}:
-        detail = f"In {plural(stalls, 'seconds')} the generator's own loop woke more than {number(STALL_MS)} ms late."
-        yield Fault.GENERATOR_LATE, detail, stalls

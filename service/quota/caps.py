@@ -113,9 +113,13 @@ def _is_full(most: int | None, used: int) -> bool:
 
 
 def _refuse(limit: Limit, used: int, most: int) -> NoReturn:
+    """Refuse, with how many have to end first: several, when the cap was lowered below what is held."""
+    excess = used - most + 1
+    enough = "one of them has" if excess == 1 else f"{excess} of them have"
+    advice = f"try again when {enough} ended" if most else "none is admitted under a cap of 0"
     raise QuotaExceeded(
         limit,
-        f"({used} of {most} in use); try again when one of them has ended",
+        f"({used} of {most} in use); {advice}",
         RETRY_AFTER_S,
         {
             "ratelimit-policy": f'"{limit}";q={most};qu="concurrent-requests"',

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from service.db import Base
 from service.errors import Invalid, NotFound
 from service.quota.limits import RATES, Limit
-from service.quota.revisions import require_name
+from service.quota.revisions import MOST_REASON_CHARACTERS, require_name
 from service.quota.tables import CapValue, RateValue, rate_of
 from service.runs import Instant
 from service.workspaces import Workspace
@@ -72,6 +72,8 @@ async def set_override(
 ) -> None:
     """Give a workspace its own value of a limit, in place of an earlier one; raises NotFound for the workspace."""
     await _require_workspace(connection, workspace_id)
+    if reason is not None and (len(reason) > MOST_REASON_CHARACTERS or "\x00" in reason):
+        raise Invalid("reason", f"give at most {MOST_REASON_CHARACTERS} characters, without U+0000")
     row = {
         "value": JSON.NULL if value is None else msgspec.to_builtins(value),
         "set_at": func.now(),

@@ -2,7 +2,7 @@
 
 A recalibration moves the rates of the class `default` and nothing else; bursts, caps and the class `calibration` say
 what fits at one time or what is lifted on purpose, and are a person's. Each rate ends in one of six outcomes, with
-a sentence. The rules, and how often they err: docs/recalibration.md and docs/evidence/recalibration.md.
+a sentence. The rules, and how often they err: docs/recalibration.md and docs/evidence/recalibration-calibration.md.
 What is not believed at all: `recalibration_evidence`. What happens to the proposal afterwards: `recalibration_cycle`.
 """
 

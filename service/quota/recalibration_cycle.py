@@ -47,7 +47,7 @@ FEWEST_ASKED = 100
 
 SURE_Z = 3.0
 """Standard errors by which a rise must exceed the bound; how often looking every minute for a day then takes a steady
-table back is in docs/evidence/recalibration.md."""
+table back is in docs/evidence/recalibration-calibration.md."""
 
 
 @dataclass(frozen=True)

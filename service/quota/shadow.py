@@ -1,7 +1,7 @@
 """The shadow revision: what it would refuse, counted beside the active one, while nobody is refused by it.
 
 Rates are observed in `gate`, that of ticks for each turn that is taken (`backstop`); caps are compared with the counts
-that were taken for the active one's sake (`caps`, `keeper`, `tick` for tool calls). Every process adds what it
+that were taken for the active one's sake (`caps`, `keeper`, `settling` for tool calls). Every process adds what it
 observed to one row for each limit, at most twice a second and only while there is a shadow, so that `quotas history`,
 metrics and a recalibration read the sum of all processes.
 

@@ -89,6 +89,22 @@ class TickRates:
         except (RedisError, OSError) as fault:
             log.info("a line was not forgotten; its turns come a little late", fault=str(fault))
 
+    async def promised(self, workspace_id: uuid.UUID) -> int:
+        """Return how many turns were told a time that has not come yet; 0 while Redis is away."""
+        try:
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.time()
+                pipe.hmget(bucket(workspace_id, Limit.TICK), "level", "at", "rate", "line")
+                (seconds, micros), kept = await pipe.execute()
+        except (RedisError, OSError):
+            return 0
+        if None in kept:
+            return 0
+        level, at_us, rate, line = map(int, kept)
+        drained = max(0, seconds * 10**6 + micros - at_us) * rate
+        over: int = max(0, line - drained - max(0, level - drained))
+        return over // TOKEN
+
     async def _ask(self, asked: Sequence[Asked]) -> list[Any]:
         answers = await self._send(asked)
         if any(isinstance(answer, NoScriptError) for answer in answers):  # a new or emptied Redis took nothing

@@ -301,7 +301,7 @@ ENDS = {
     Limit.PENDING_TOOL_CALLS: "when one of the holders is approved or rejected",
     Limit.PENDING_TOOL_CALLS_PER_RUN: "when that run's call is approved or rejected",
 }
-"""What has to happen before there is room under a cap that is used up."""
+"""What has to happen before there is room under a cap that is just used up."""
 
 
 def _cap_use(limit: Limit, most: int | None, held: _Held, at: dt.datetime, overridden: bool) -> LimitUse:
@@ -309,7 +309,7 @@ def _cap_use(limit: Limit, most: int | None, held: _Held, at: dt.datetime, overr
     remaining = None if most is None or held.used is None else max(0, most - held.used)
     is_known = held.used is not None or most is None
     has_room = is_known and remaining != 0
-    when = None if has_room else ENDS[limit] if is_known else "while Redis does not answer no new socket is let in"
+    when = None if has_room else _when(limit, most, held.used)
     return LimitUse(
         limit,
         Kind.CAP,
@@ -324,6 +324,16 @@ def _cap_use(limit: Limit, most: int | None, held: _Held, at: dt.datetime, overr
         when,
         list(held.holders),
     )
+
+
+def _when(limit: Limit, most: int | None, used: int | None) -> str:
+    """Say what has to happen before there is room under a cap without any."""
+    if most is None or used is None:
+        return "while Redis does not answer no new socket is let in"
+    if most == 0:
+        return "not under a cap of 0"
+    excess = used - most + 1
+    return ENDS[limit] if excess == 1 else f"{ENDS[limit]}; {excess} have to, as more is held than the cap allows"
 
 
 def _text(value: bytes | str) -> str:

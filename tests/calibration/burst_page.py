@@ -20,6 +20,7 @@ from tests.calibration.burst_study import (
     worlds,
 )
 from tests.calibration.burst_world import World, world_with_limit
+from tests.calibration.effort import Bar, bar_list
 
 SEED = 2026
 SEARCHES = 500  # of the claim itself
@@ -27,14 +28,6 @@ SEARCHES_EACH = 200  # of each row of the table by spread
 REPEATS = 1_000  # of each level at the limit
 PLAIN_SPREADS = (0.02, 0.05, 0.1)
 TRIALS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Bar:
-    """One thing that must hold."""
-
-    sentence: str
-    met: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +125,6 @@ END_HEAD = "within a step | median width, steps | requests"
 
 def page(measured: Measured) -> str:
     """Return the whole page."""
-    bars = "\n".join(f"- {bar.sentence}{'' if bar.met else ' **MISSED**'}" for bar in measured.bars)
     told = versions(["numpy", "scipy"])
     return f"""# Evidence: how often a burst limit is wrong
 
@@ -143,7 +135,7 @@ A fast share of it is in `make test`. What is tested and why is in [methodology.
 
 ## What was shown
 
-{bars}
+{bar_list(measured.bars)}
 
 The searches have {TRIALS} trials a level, in worlds whose trials differ by {PLAIN_SPREADS[0]:.0%} to
 {PLAIN_SPREADS[-1]:.0%}; where they differ by more, see [below](#by-the-spread-between-trials).

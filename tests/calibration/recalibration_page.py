@@ -14,7 +14,7 @@ from harness.machine import commit, versions
 from service.db import Database, migrate
 from service.embedded import Stack
 from service.quota.guardrails import LARGEST_STEP
-from tests.calibration.burst_page import Bar
+from tests.calibration.effort import Bar
 from tests.calibration.recalibration_study import (
     FOLLOWED,
     Loss,

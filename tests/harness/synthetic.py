@@ -112,10 +112,10 @@ def synthetic_rows(plan: Plan) -> Rows:
             for child, at in children
         ]  # fmt: skip
     last = max(sample.done_at_ns or 0 for sample in samples)
-    return Rows(samples, runs, [_second(at, random) for at in range(ORIGIN_NS, last + 1_000_000_000, 1_000_000_000)])
+    return Rows(samples, runs, [one_second(at, random) for at in range(ORIGIN_NS, last + 1_000_000_000, 1_000_000_000)])
 
 
-def _second(at_ns: int, random: np.random.Generator) -> ResourceSample:
+def one_second(at_ns: int, random: np.random.Generator) -> ResourceSample:
     """Make one second of a machine that is not busy."""
     return ResourceSample(
         at_ns=at_ns, cpu_percent=float(random.uniform(20, 60)), load1=0.5, service_rss_bytes=180_000_000,
@@ -126,14 +126,18 @@ def _second(at_ns: int, random: np.random.Generator) -> ResourceSample:
 
 
 def write_sample_set(
-    root: Path, plan: Plan | None = None, spoil: Sequence[Spoil] = (), manifest: dict[str, Any] | None = None
+    root: Path,
+    plan: Plan | None = None,
+    spoil: Sequence[Spoil] = (),
+    manifest: dict[str, Any] | None = None,
+    rows: Rows | None = None,
 ) -> Path:
     """Write a set as contract and recorder have it, spoiled first where asked; return its folder.
 
-    `manifest` overrides keys of the manifest.
+    `manifest` overrides keys of the manifest, `rows` those that the plan would give.
     """
     plan = plan or Plan()
-    rows = synthetic_rows(plan)
+    rows = rows or synthetic_rows(plan)
     planned = len(rows.samples)
     ends = max(sample.done_at_ns or 0 for sample in rows.samples) + 5_000_000
     for change in spoil:

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.arrivals import ClosedLoop, EmptyArrivals, burst, closed_loop, constant, poisson
+from harness.arrivals import (
+    Arrivals,
+    ClosedLoop,
+    EmptyArrivals,
+    Schedule,
+    burst,
+    bursts,
+    closed_loop,
+    constant,
+    poisson,
+)
 from harness.sample import Mode
 
 RATES = st.floats(min_value=0.1, max_value=2_000)
@@ -83,3 +93,39 @@ def test_less_than_one_arrival_is_refused_with_its_numbers() -> None:
         constant(0.1, 5.0)
     assert (refused.value.rate_per_s, refused.value.duration_s) == (0.1, 5.0)
     assert str(refused.value) == "0.1 arrivals per second for 5 s is less than one arrival"
+
+
+@given(rate=RATES, duration=DURATIONS, size=SIZES)
+def test_bursts_keep_the_mean_rate_and_each_is_due_at_one_instant(rate: float, duration: float, size: int) -> None:
+    if rate * duration < 1:
+        with pytest.raises(EmptyArrivals):
+            bursts(rate, duration, size)
+        return
+    times = bursts(rate, duration, size)
+    assert len(times) == len(constant(rate, duration))
+    assert (times < duration).all()
+    sizes = np.unique(times, return_counts=True)[1]
+    assert (sizes[:-1] == size).all()
+    assert 1 <= sizes[-1] <= size
+
+
+@given(kind=st.sampled_from(Arrivals), rate=RATES, seed=st.integers(0, 9), workers=st.integers(1, 5))
+def test_the_parts_of_several_workers_are_together_the_very_schedule_of_one(
+    kind: Arrivals, rate: float, seed: int, workers: int
+) -> None:
+    schedule = Schedule(kind, rate, 20.0, seed, burst_size=3)
+    try:
+        whole = schedule.offsets_ns()
+    except EmptyArrivals:
+        return
+    merged = np.sort(np.concatenate([schedule.offsets_ns()[worker::workers] for worker in range(workers)]))
+    assert merged.tolist() == whole.tolist()
+    assert (np.diff(whole) >= 0).all()
+    assert whole[0] >= 0
+
+
+def test_a_poisson_schedule_that_happens_to_be_empty_is_refused() -> None:
+    empty = [seed for seed in range(50) if not len(poisson(1.0, 1.0, seed))]
+    assert empty
+    with pytest.raises(EmptyArrivals):
+        Schedule(Arrivals.POISSON, 1.0, 1.0, empty[0]).offsets_ns()

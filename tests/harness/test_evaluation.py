@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ExitCode
-from harness.evaluation import load
+from harness.evaluation import BASELINE, load
 from harness.sampleset import SampleSetError
 from tests.harness.synthetic import Plan, write_sample_set
 
@@ -24,6 +24,20 @@ def test_without_paths_the_newest_set_of_the_checkout_is_read_from_within_its_no
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     assert load().measurement_ids == ("newer",)
+
+
+def test_a_baseline_that_nobody_measured_yet_compares_nothing_and_any_other_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_sample_set(tmp_path / "data" / "samples", Plan(runs=5))
+    monkeypatch.chdir(tmp_path)
+    assert load([path], SLOS, baseline=str(BASELINE)).baseline is None
+    with pytest.raises(SampleSetError, match=r"data/baselines/other does not exist"):
+        load([path], SLOS, baseline="data/baselines/other")
+    write_sample_set(BASELINE, Plan(runs=5, measurement_id="older"))
+    found = load([path], SLOS, baseline=str(BASELINE)).baseline
+    assert found is not None
+    assert [manifest.measurement_id for manifest in found.manifests] == ["older"]
 
 
 def test_a_truncated_file_is_refused_with_its_name(tmp_path: Path) -> None:

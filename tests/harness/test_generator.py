@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from harness.api import Api
-from harness.beside import quiet_collector
 from harness.client import Client
 from harness.errors import HarnessError, ServiceUnreachable, StackFailed, TokenDeclined
 from harness.generator import Generator, Plan
@@ -17,6 +16,7 @@ from harness.resources import Resources
 from harness.sample import Mode
 from harness.sampleset import SampleSet, read_sample_set
 from harness.scenario import SCENARIO
+from harness.selfwatch import quiet_collector
 from tests.harness.fake_service import ModelService, http, serving
 
 

@@ -50,15 +50,19 @@ def exit_code(*words: str) -> int:
 
 
 RUN = ("run", "--mode", "smoke")
+OPEN = ("--arrivals", "constant", "--rate", "50", "--duration", "1")
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
         ((), "python -m harness: the following arguments are required: COMMAND (see --help)"),
-        (("run",), "python -m harness run: the following arguments are required: --mode (see --help)"),
+        (
+            ("run",),
+            "python -m harness run: give --mode smoke, burst or soak for a closed loop, or --arrivals with --rate",
+        ),
         (("run", "--mode", "open"), "argument --mode: invalid choice: 'open'"),
-        (("capacity",), "argument COMMAND: invalid choice: 'capacity'"),
+        (("sail",), "argument COMMAND: invalid choice: 'sail'"),
         ((*RUN, "--runs", "0"), "argument --runs: '0' is not usable: give a whole number from 1 to 100000"),
         ((*RUN, "--runs", "100001"), "argument --runs: '100001' is not usable"),
         ((*RUN, "--runs", "2.5"), "argument --runs: '2.5' is not usable"),
@@ -70,7 +74,25 @@ RUN = ("run", "--mode", "smoke")
         ((*RUN, "--poll-timeout", "inf"), f"argument --poll-timeout: 'inf' is not usable: {SECONDS}"),
         ((*RUN, "--soak-interval", "soon"), f"argument --soak-interval: 'soon' is not usable: {SECONDS}"),
         ((*RUN, "--poll", "1"), "unrecognized arguments: --poll 1"),  # no flag by its beginning
-        ((*RUN, "--seed", "1"), "unrecognized arguments: --seed 1"),  # nothing here is random
+        ((*RUN, "--seed", "1"), "--seed belongs to an open loop and needs --arrivals; --mode smoke has none"),
+        ((*RUN, "--rate", "1"), "--rate belongs to an open loop and needs --arrivals; --mode smoke has none"),
+        ((*RUN, "--soak-interval", "1"), "--soak-interval belongs to --mode soak; --mode smoke does not wait between"),
+        (("run", "--mode", "soak", *OPEN), "--mode soak and --arrivals contradict each other"),
+        (("run", *OPEN, "--runs", "5"), "--runs and --arrivals contradict each other: --rate and --duration say how"),
+        (("run", *OPEN, "--soak-interval", "5"), "--soak-interval and --arrivals contradict each other"),
+        (("run", *OPEN, "--burst-size", "5"), "--burst-size and --arrivals constant contradict each other: only"),
+        (("run", *OPEN[:4]), "--arrivals constant needs --duration"),
+        (("run", "--arrivals", "poisson", "--duration", "1"), "--arrivals poisson needs --rate"),
+        (("run", "--arrivals", "often"), "argument --arrivals: invalid choice: 'often'"),
+        (("run", *OPEN, "--rate", "0"), "argument --rate: '0' is not usable: give creates per second above 0, at most"),
+        (
+            ("run", *OPEN, "--duration", "inf"),
+            "argument --duration: 'inf' is not usable: give seconds above 0, at most",
+        ),
+        (("run", *OPEN, "--rate", "0.1"), "--rate and --duration: 0.1 arrivals per second for 1 s is less than one"),
+        (("run", *OPEN, "--rate", "50000", "--duration", "86400"), "--rate times --duration is more than 20,000,000"),
+        (("run", *OPEN, "--workers", "3", "--connections", "2"), "--connections 2 is fewer than --workers 3"),
+        (("run", *OPEN, "--workers", "0"), "argument --workers: '0' is not usable: give a whole number from 1 to 64"),
         ((*RUN, "--url", "https://host", "--token", "t"), "--url: https is not supported"),
         ((*RUN, "--url", "http://host"), "--url needs --token (or PLIMSOLL_TOKEN)"),
         ((*RUN, "--token", "t"), "--token needs --url (or PLIMSOLL_URL): an embedded stack makes its own token"),
@@ -265,7 +287,7 @@ def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[Request]) -
     slos.write_bytes((ROOT / "data" / "slo.yaml").read_bytes())
     words = ("--samples", str(samples), "--notebooks", "run_overview, slo_compliance", "--out", str(tmp_path / "there"))
     assert exit_code("report", *words, "--partial", "--slo", str(slos), "--parameter", "slowest=5") == 1
-    ours = {"samples": [str(samples)], "partial": True, "slo_file": str(slos)}
+    ours = {"samples": [str(samples)], "partial": True, "slo_file": str(slos), "baseline": ""}
     (request,) = judged
     assert [notebook.name for notebook in request.notebooks] == ["run_overview", "slo_compliance"]
     assert dataclasses.replace(request, notebooks=()) == Request(
@@ -273,6 +295,7 @@ def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[Request]) -
         slo_file=slos,
         notebooks=(),
         parameters={"run_overview": ours | {"slowest": 5}, "slo_compliance": ours},
+        baseline=None,
         out=tmp_path / "there",
         partial=True,
     )
@@ -281,9 +304,9 @@ def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[Request]) -
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("--parameter", "nope=3"), "--parameter: no notebook has a parameter 'nope': there are slowest"),
+        (("--parameter", "nope=3"), "--parameter: no notebook has a parameter 'nope': there are margin, slowest"),
         (("--parameter", "slowest=few"), "--parameter: notebook run_overview: parameter 'slowest': expected int, got"),
-        (("--notebooks", "nope"), "--notebooks: no notebook is called 'nope': there are slo_compliance, run_overview"),
+        (("--notebooks", "nope"), "--notebooks: no notebook is called 'nope': there are slo_compliance, burst_limits"),
         (("--slo", "nope.yaml"), "--slo nope.yaml: this file of SLOs does not exist"),
         (("--slo", "pyproject.toml"), "--slo pyproject.toml: is not YAML"),
         (("--out", "pyproject.toml/report"), "--out pyproject.toml/report: cannot be written"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import BadUsage, ExitCode
-from harness.notebooks import Notebook, check_parameters, find_notebooks
+from harness.notebooks import Notebook, applicable, check_parameters, find_notebooks
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "notebooks").glob("*.py"))
@@ -54,7 +54,28 @@ def test_a_shipped_notebook_shows_one_thing_per_cell(path: Path) -> None:
 
 
 def test_the_verdicts_are_shown_first() -> None:
-    assert [one.name for one in find_notebooks(None, ROOT / "notebooks")][:2] == ["slo_compliance", "run_overview"]
+    assert next(iter(find_notebooks(None, ROOT / "notebooks"))).name == "slo_compliance"
+
+
+@pytest.mark.parametrize(
+    ("modes", "baseline", "beside"),
+    [
+        # what every load has
+        (["smoke"], False, []),
+        (["smoke", "burst"], False, []),
+        (["burst-limits"], False, ["burst_limits"]),
+        (["soak", "burst"], False, ["soak_drift"]),
+        (["smoke"], True, ["regression"]),
+    ],
+)
+def test_a_notebook_with_nothing_to_show_is_left_out(modes: list[str], baseline: bool, beside: list[str]) -> None:
+    shipped = find_notebooks(None, ROOT / "notebooks")
+    found = [one.name for one in applicable(shipped, modes, baseline=baseline)]
+    assert sorted(found) == sorted(["slo_compliance", "run_overview", *beside])
+
+
+def test_a_notebook_of_somebody_s_own_is_always_run(tmp_path: Path) -> None:
+    assert applicable([notebook(tmp_path)], ["smoke"], baseline=False) != ()
 
 
 def test_a_notebook_tells_its_title_and_its_sections(tmp_path: Path) -> None:
@@ -64,7 +85,7 @@ def test_a_notebook_tells_its_title_and_its_sections(tmp_path: Path) -> None:
 
 def test_an_unknown_notebook_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(
-        BadUsage, match=r"no notebook is called 'slo': there are slo_compliance, run_overview"
+        BadUsage, match=r"no notebook is called 'slo': there are slo_compliance, burst_limits"
     ) as refusal:
         find_notebooks(["slo"], ROOT / "notebooks")
     assert refusal.value.exit_code is ExitCode.USAGE

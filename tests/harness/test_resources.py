@@ -1,6 +1,7 @@
 """What is read of the service's metrics and of this machine."""
 
 import asyncio
+import dataclasses
 import os
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from harness.api import Api
 from harness.client import Client
 from harness.resources import Resources, gauge, increase, mean_ms, read_metrics
+from harness.selfwatch import Strain
 from tests.harness.fake_service import always, http, serving
 
+UNSTRAINED = Strain(lag_ms=None, gc_ms=None, wait_percent=None, cpu_s=0.0)
 TEXT = """\
 # HELP plimsoll_queue_depth Due runs.
 # TYPE plimsoll_queue_depth gauge
@@ -61,8 +64,8 @@ async def test_a_look_tells_what_is_known_and_leaves_the_rest_null() -> None:
     async with serving(always(http(200, TEXT.encode()))) as url:
         client = Client(url)
         resources = Resources(Api(client, "token"), lambda: {os.getpid()})
-        first = await resources.look(None)
-        second = await resources.look(0.5)
+        first = await resources.look(UNSTRAINED)
+        second = await resources.look(dataclasses.replace(UNSTRAINED, lag_ms=0.5))
         await client.close()
     assert (first.service_cpu_percent, first.ticks_per_s, first.generator_lag_ms) == (None, None, None)
     assert (second.ticks_per_s, second.queue_depth, second.generator_lag_ms) == (0.0, 3.0, 0.5)
@@ -79,7 +82,7 @@ async def test_a_service_without_metrics_costs_their_columns_only() -> None:
 
     async with serving(hangs) as url:
         client = Client(url, timeout_s=0.05)
-        row = await Resources(Api(client, "token"), set).look(None)
+        row = await Resources(Api(client, "token"), set).look(UNSTRAINED)
         await client.close()
     assert (row.queue_depth, row.ticks_per_s, row.service_rss_bytes) == (None, None, None)
     assert row.load1 is not None
@@ -90,6 +93,6 @@ async def test_a_process_that_has_ended_is_left_out(tmp_path: Path) -> None:
     await process.wait()
     async with serving(always(http(404, {}))) as url:
         client = Client(url)
-        row = await Resources(Api(client, "token"), lambda: {process.pid}).look(None)
+        row = await Resources(Api(client, "token"), lambda: {process.pid}).look(UNSTRAINED)
         await client.close()
     assert (row.service_rss_bytes, row.service_cpu_percent) == (None, None)

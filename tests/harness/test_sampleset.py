@@ -324,3 +324,38 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_mend(tmp_path: Path
 def test_unknown_numbers_do_not_become_zero() -> None:
     assert UNKNOWN < 0
     assert math.isnan(NAN)
+
+
+def test_a_set_from_before_a_column_was_added_is_read_with_nulls_in_it(tmp_path: Path) -> None:
+    path = recorded(tmp_path, complete=False)  # of an incomplete set, a file's hash is not known yet
+    file = path / "resources.parquet"
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"files": {}}))
+    table = pq.read_table(file).drop_columns(["steal_percent", "generator_gc_ms"])
+    pq.write_table(table, file)
+    assert read_sample_set(path).resources["steal_percent"].null_count == len(table) == 1
+    pq.write_table(table.drop_columns(["load1"]), file)  # one that was always there
+    with pytest.raises(UnreadableFile, match=r"resources\.parquet cannot be read"):
+        read_sample_set(path)
+
+
+def test_rows_of_another_buffer_are_taken_over_with_their_own_errors(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, Mode.OPEN, "request", {})
+    for part in range(3):
+        other = SampleBuffer()
+        for row in range(2):
+            error = None if row else f"fault {part % 2}"
+            other.append(
+                10 * part + row + 1, 0, Endpoint.OTHER, NAN, 0, part, 1, 2, 3, 4, 200, Outcome.OK, error, TIMING, 5, 6
+            )  # fmt: skip
+        recorder.samples.absorb(other.drain())
+        append_ok(recorder.samples, 10 * part + 3)
+        assert other.drain().rows().size == 0
+    recorder.plan(9)
+    recorder.finish(complete=True)
+    rows = read_sample_set(recorder.path).samples.to_pylist()
+    assert {row["run_key"]: row["error"] for row in rows} == {
+        "1": "fault 0", "2": None, "3": None,
+        "11": "fault 1", "12": None, "13": None,
+        "21": "fault 0", "22": None, "23": None,
+    }  # fmt: skip

@@ -82,8 +82,8 @@ async def test_each_row_says_when_and_where_its_time_went(tmp_path: Path) -> Non
     rows = measured.samples.to_pylist()
     for row in rows:
         assert row["intended_at_ns"] <= row["sent_at_ns"] <= row["first_byte_at_ns"] <= row["done_at_ns"]
-        assert row["latency_ms"] == pytest.approx((row["done_at_ns"] - row["intended_at_ns"]) / 1e6)
-        assert row["service_ms"] == pytest.approx((row["done_at_ns"] - row["sent_at_ns"]) / 1e6)
+        assert row["latency_ms"] == pytest.approx((row["done_at_ns"] - row["intended_at_ns"]) / 1e6, abs=5e-4)
+        assert row["service_ms"] == pytest.approx((row["done_at_ns"] - row["sent_at_ns"]) / 1e6, abs=5e-4)
         server = [row[f"server_{part}_ms"] for part in ("db", "quota", "publish", "app")]
         assert server == [2.5, 1.5, 3.5, 9.0]
         assert (row["scenario"], row["mode"], row["level"], row["status"]) == (SCENARIO, "smoke", None, 200)

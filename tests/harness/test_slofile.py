@@ -44,6 +44,8 @@ def test_the_shipped_promises_are_the_users() -> None:
             0.0),
         Slo("burst-completion", "Burst plan: run completion", (Mode.BURST,), Measure.COMPLETION, None, Statistic.MAX,
             Op.LT, 30.0, 0.0),
+        Slo("soak-drift", "Soak plan: drift of creation", (Mode.SOAK,), Measure.DRIFT, Endpoint.CREATE,
+            Statistic.P50_CHANGE, Op.LT, 0.05, 0.0),
     )  # fmt: skip
 
 

@@ -67,7 +67,7 @@ async def test_a_burst_is_due_at_one_instant_on_connections_that_were_open_befor
     rows = made.close().samples.to_pylist()
     assert {(row["level"], row["trial"], row["endpoint"], row["outcome"]) for row in rows} == {(40, 3, "create", "ok")}
     assert len({row["intended_at_ns"] for row in rows}) == 1
-    np.testing.assert_allclose(latency, [row["latency_ms"] for row in rows])
+    np.testing.assert_allclose(latency, [row["latency_ms"] for row in rows], rtol=0, atol=0.5 / 1024)  # as it is kept
     tried = {asked.connection for asked in model.asked if asked.path == "/livez"}
     used = [asked.connection for asked in model.asked if asked.path == "/api/runs/" and asked.method == "POST"]
     assert len(set(used)) == 40
@@ -152,7 +152,7 @@ async def test_a_service_that_does_not_come_to_rest_ends_the_measurement(
         with pytest.raises(NotAtRest) as raised:
             await made.trials.perform(2, 0)
     assert str(raised.value) == (
-        "create: the service did not come to rest after a burst: 7 runs are due, the oldest for 0.7 s"
+        "create: the service did not come to rest after a trial: 7 runs are due, the oldest for 0.7 s"
     )
 
 
@@ -160,7 +160,7 @@ async def test_a_service_that_declines_the_preparation_is_named(tmp_path: Path) 
     model = LimitedService("spawn", 1_000)
     model.overrides["POST /api/runs/"] = http(503, {"error": "the database is down"})
     async with stage(model, tmp_path, Endpoint.SPAWN) as made:
-        with pytest.raises(ServiceDeclined, match="cannot make a run for a burst: the service answered 503"):
+        with pytest.raises(ServiceDeclined, match="cannot make a run for a trial: the service answered 503"):
             await made.trials.perform(2, 0)
 
 

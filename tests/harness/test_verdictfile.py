@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from harness.verdictfile import (
     write_verdict,
 )
 from tests.harness.synthetic import Plan, write_sample_set
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -38,6 +43,31 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     write_verdict(tmp_path / "first.json", verdict_document(load([one, two])))
     write_verdict(tmp_path / "second.json", verdict_document(load([two, one])))
     assert (tmp_path / "first.json").read_bytes() == (tmp_path / "second.json").read_bytes()
+
+
+MAKE = """
+import sys
+from pathlib import Path
+from harness.evaluation import load
+from harness.verdictfile import verdict_document, write_verdict
+
+samples, baseline, out = map(Path, sys.argv[1:])
+write_verdict(out, verdict_document(load([samples], baseline=baseline)))
+"""
+
+
+def test_two_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path: Path) -> None:
+    samples = write_sample_set(tmp_path / "samples", Plan(runs=40, measurement_id="candidate"))
+    for number in range(5):
+        write_sample_set(tmp_path / "baseline", Plan(runs=40, measurement_id=f"base{number}", seed=number + 2))
+    written = []
+    for seed in ("1", "4242"):
+        out = tmp_path / f"{seed}.json"
+        words = [sys.executable, "-c", MAKE, str(samples), str(tmp_path / "baseline"), str(out)]
+        subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed}, check=True)  # noqa: S603 - our own
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+    assert len(json.loads(written[0])["baseline"]) == 5
 
 
 def test_neither_paths_nor_times_are_in_the_file(written: Path) -> None:
@@ -61,6 +91,7 @@ def test_every_check_says_its_interval_sample_and_reason(written: Path) -> None:
     assert {check["name"]: check["verdict"] for check in checks} == {
         "create-mean": "PASS", "spawn-mean": "PASS", "snapshot-p95": "INCONCLUSIVE", "tick-throughput": "PASS",
         "no-failed-responses": "PASS", "burst-errors": "NOT_APPLICABLE", "burst-completion": "NOT_APPLICABLE",
+        "soak-drift": "NOT_APPLICABLE",
     }  # fmt: skip
     judged = [check for check in checks if check["verdict"] != "NOT_APPLICABLE"]
     assert all(check["interval"] and check["sample_size"] and check["reason"] for check in judged)

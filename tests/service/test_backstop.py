@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio
+from sqlalchemy import text
 from structlog.typing import EventDict
 
 from service.announce import connect_redis
 from service.backstop import Backstop
+from service.claims import BATCH
 from service.control import pause_run, resume_run
 from service.db import Database
 from service.families import cancel_run
@@ -31,7 +33,7 @@ from service.quota.tables import RateValue
 from service.quota.ticks import TickRates
 from service.settings import Settings
 from service.tallies import Tallies, worker_figures
-from service.tick import BATCH, Ticker
+from service.tick import Ticker
 from service.toolcalls import create_definition
 from service.worker import Worker
 from service.workspaces import Agents, create_agent, create_workspace
@@ -161,7 +163,7 @@ async def test_two_workers_together_take_no_more_turns_than_the_burst(
 
     claims = [claim for batch in taken for claim in batch]
     assert sum(claim.delay is None for claim in claims) == 7
-    waits = sorted(claim.delay for claim in claims if claim.delay is not None)
+    waits = sorted(claim.delay.by for claim in claims if claim.delay is not None)
     assert len(waits) == len(claims) - 7
     assert all(later - sooner > dt.timedelta(seconds=999) for sooner, later in itertools.pairwise(waits))
 
@@ -339,6 +341,83 @@ async def test_a_new_worker_calls_those_whom_a_dead_one_delayed(tenant: Tenant, 
     await drain(Hands(tenant, client).ticker)
 
     assert await tenant.rows("SELECT 1 FROM runs WHERE ended_at IS NULL") == []
+
+
+async def lift(tenant: Tenant) -> None:
+    """Put the tenant's workspace under its class's tick rate again, which is none."""
+    async with tenant.database.begin() as connection:
+        await clear_override(connection, tenant.workspace_id, Limit.TICK)
+
+
+async def test_a_change_of_the_rate_reaches_a_turn_that_was_told_its_delay_and_is_not_written_yet(
+    tenant: Tenant, hands: Hands
+) -> None:
+    await limit(tenant, HOURLY, 1)
+    run_ids = await tenant.runs(4, await one_step(tenant))
+    claims = await hands.ticker.claim()
+    await lift(tenant)
+    hands.now_s += 1.0
+    assert await hands.ticker.claim() == []  # sees the change, and nobody whom it could call
+
+    await settle(hands.ticker, claims)
+    hands.now_s += 1.0
+    await drain(hands.ticker)
+
+    assert await tenant.statuses(*run_ids) == ["COMPLETED"] * 4
+
+
+async def test_a_change_of_the_rate_reaches_a_run_that_was_in_somebodys_hands(tenant: Tenant, hands: Hands) -> None:
+    run_id = await throttled(tenant, hands)
+    await lift(tenant)
+    hands.now_s += 1.0
+    async with tenant.database.begin() as connection:
+        await connection.execute(text("SELECT 1 FROM runs FOR UPDATE"))
+        await hands.ticker.claim()
+
+    hands.now_s += 1.0
+    await drain(hands.ticker)
+
+    assert await tenant.status(run_id) == "COMPLETED"
+
+
+async def test_a_change_of_the_rate_reaches_those_whom_a_worker_delayed_that_has_left(
+    tenant: Tenant, client: redis.asyncio.Redis
+) -> None:
+    leaving, staying = Hands(tenant, client), Hands(tenant, client)
+    await staying.ticker.claim()
+    run_id = await throttled(tenant, leaving)
+
+    await leaving.ticker.leave()
+    await drain(staying.ticker)  # is told of them
+    assert await tenant.status(run_id) == "RUNNING"
+    await lift(tenant)
+    staying.now_s += 1.0
+    await drain(staying.ticker)
+
+    assert await tenant.status(run_id) == "COMPLETED"
+
+
+async def test_nobody_waits_behind_a_line_of_runs_that_were_cancelled(tenant: Tenant, hands: Hands) -> None:
+    await limit(tenant, HOURLY, 2)
+    run_ids = await tenant.runs(12, await one_step(tenant))
+    claims = await hands.ticker.claim(most=10)
+    await settle(hands.ticker, claims)
+    async with tenant.database.begin() as connection:
+        for claim in claims:
+            if claim.delay is not None:
+                await cancel_run(connection, claim.run_id)
+    await drain(hands.ticker)  # the last two are told to come behind all of those
+    waits = (
+        "SELECT round(extract(epoch FROM next_tick_at - now()) / 1000)::int AS wait FROM runs WHERE ended_at IS NULL"
+    )
+    assert sorted(row["wait"] for row in await tenant.rows(waits)) == [9, 10]
+
+    for _ in range(2):
+        hands.now_s += 1.0
+        await drain(hands.ticker)
+
+    assert sorted(row["wait"] for row in await tenant.rows(waits)) == [1, 2]
+    assert len(run_ids) == 12
 
 
 async def test_who_is_called_in_vain_is_delayed_again_from_the_front(

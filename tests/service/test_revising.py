@@ -13,8 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.quota.limits import Limit
+from service.quota.limits import Limit, Quota
 from service.quota.tables import FIRST, write
+from service.quota.usage import Holder, Kind, LimitUse, Per, Usage, WorkspaceQuotas
+from service.runs import RunStatus
 from tests.measuredtables import measured as evidence
 from tests.measuredtables import measured_file
 from tests.quotatables import tables
@@ -98,7 +100,7 @@ def test_force_needs_a_name_and_a_reason_and_is_told_in_the_history(quotas: Comm
         assert (code, err.count("\n")) == (64, 1)
         assert "--force needs --by and --reason" in err
     code, out, _ = quotas("quotas", "activate", "2", "--force", "--by", "ada", "--reason", "a launch")
-    assert (code, out) == (0, "revision: 2\nreplaced: 1\noverruled: ['step limit']\n")
+    assert (code, out) == (0, "revision: 2\nreplaced: 1\noverruled: step limit\n")
     (newest, _) = json.loads(quotas("quotas", "history", "--json")[1])["revisions"]
     (_, activated) = newest["changes"]
     assert (activated["change"], activated["by"], activated["reason"]) == ("activate", "ada", "a launch")
@@ -178,8 +180,12 @@ def test_an_override_is_set_explained_and_taken_back(quotas: Command) -> None:
     code, out, _ = quotas("quotas", "override", workspace, "tick", "7.5", "--burst", "9", "--json")
     told = {"workspace_id": workspace, "limit": "tick", "value": {"per_s": 7.5, "burst": 9}}
     assert (code, json.loads(out)) == (0, told)
-    assert quotas("quotas", "override", workspace, "live_runs", "lifted")[0] == 0
-    assert quotas("quotas", "override", workspace, "live_parent_runs", "0")[0] == 0
+    for typed, told_back in (
+        (["tick", "7.5", "--burst", "9"], "limit: tick\nvalue: 7.5/s, burst 9\n"),
+        (["live_runs", "lifted"], "limit: live_runs\nvalue: lifted\n"),
+        (["live_parent_runs", "0"], "limit: live_parent_runs\nvalue: 0\n"),
+    ):
+        assert quotas("quotas", "override", workspace, *typed)[:2] == (0, f"workspace_id: {workspace}\n{told_back}")
     use = json.loads(quotas("quotas", "explain", workspace, "--json")[1])
     own = {
         each["limit"]: (each["value"], each["burst"], each["remaining"]) for each in use["limits"] if each["overridden"]
@@ -188,6 +194,8 @@ def test_an_override_is_set_explained_and_taken_back(quotas: Command) -> None:
     text = quotas("quotas", "explain", workspace)[1]
     assert text.startswith(f"workspace {workspace}, class default, revision 1 in force\n")
     assert "tick                        7.5/s, burst 9 (its own)" in text
+    parents = next(line for line in text.splitlines() if line.startswith("live_parent_runs"))
+    assert parents.split(maxsplit=5)[1:] == ["0", "(its", "own)", "0", "0     not under a cap of 0"]
     for limit, gone in (("tick", True), ("tick", False), ("live_runs", True), ("live_parent_runs", True)):
         code, out, _ = quotas("quotas", "override", workspace, limit, "--clear", "--json")
         assert (code, json.loads(out)["cleared"]) == (0, gone)
@@ -255,3 +263,35 @@ def test_a_plan_that_cannot_be_carried_out_is_bad_usage(quotas: Command, flags: 
     code, out, err = quotas("quotas", "recalibrate", "-", *flags)
     assert (code, out) == (64, "")
     assert words in err
+
+
+def test_the_holders_of_a_cap_are_a_table_with_the_fields_that_say_something(
+    quotas: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = json.loads(quotas("workspace", "create", "acme", "--json")[1])["workspace_id"]
+    ids = [uuid.UUID(int=n) for n in (1, 2)]
+    at = dt.datetime(2026, 1, 2, 3, 4, 5, 678, dt.UTC)
+    holders = [
+        Holder(run_id=ids[0], status=RunStatus.PAUSED, since=at),
+        Holder(run_id=ids[1], status=RunStatus.RUNNING),
+    ]
+    use = LimitUse(Limit.LIVE_RUNS, Kind.CAP, Per.WORKSPACE, 2, None, False, 2, 0, None, None, "when one ends", holders)
+
+    async def of(self: Usage, workspace_id: uuid.UUID, quota: Quota) -> WorkspaceQuotas:
+        return WorkspaceQuotas(workspace_id, "default", 1, None, at, [use])
+
+    monkeypatch.setattr(Usage, "of", of)
+    assert quotas("quotas", "explain", workspace) == (
+        0,
+        f"""workspace {workspace}, class default, revision 1 in force
+
+limit      value  used  left  a retry succeeds
+live_runs  2      2     0     when one ends
+
+live_runs is held by
+run_id                                status   since
+{ids[0]}  PAUSED   2026-01-02 03:04:05Z
+{ids[1]}  RUNNING
+""",
+        "",
+    )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from service import advance, agents, approvals, changes, families, joins, tick
+from service import advance, agents, approvals, changes, claims, families, joins, settling, tick
 from service.ledger import Ledger
 from service.pen import Pen
 
@@ -39,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         "a worker that lost its claim writes all the same",
-        tick.settle_batch,
+        settling.settle_batch,
         "run.epoch != claim.epoch or run.is_final",
         "run.is_final",
     ),
@@ -129,7 +129,7 @@ MUTANTS = [
     ),
     Mutant(
         "a lease never ends",
-        tick.Ticker._claim,
+        claims.Claims._claim,
         '"lease_s": self._lease_s',
         '"lease_s": 10.0**9',
     ),
@@ -201,7 +201,7 @@ MUTANTS = [
     ),
     Mutant(
         "tool calls of one batch are not counted together",
-        tick.settle_batch,
+        settling.settle_batch,
         "pending[run.workspace_id] += sum(",
         "pending[run.workspace_id] += 0 * sum(",
     ),

@@ -24,6 +24,7 @@ from service import commits, leases, outside, tick
 from service.approvals import decide_tool_call
 from service.backstop import Backstop
 from service.changes import GroupOptions
+from service.claims import Claim
 from service.commits import Commits, Create, Spawn
 from service.control import pause_run, resume_run
 from service.db import is_outage
@@ -34,7 +35,7 @@ from service.quota.inforce import Quotas
 from service.quota.limits import LIFTED, Limit, Rate
 from service.quota.ticks import Asked, LocalLines, Verdict
 from service.tallies import Tallies
-from service.tick import Claim, Ticker
+from service.tick import Ticker
 from service.workspaces import Agents
 from tests.simulator.breach import Breach, Broken
 from tests.simulator.database import MemoryDatabase, switch
@@ -116,6 +117,11 @@ class _TickRates:
         await switch()
         self._stage.seen["called to come at once"] += 1
         self._lines.forget_line(workspace_id)
+
+    async def promised(self, workspace_id: uuid.UUID) -> int:
+        """Return 0: lines are compared with those who stand in them by a clock that is not the world's."""
+        del workspace_id
+        return 0
 
 
 class _Worker:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from service import approvals, backstop, commits, families, leases, ledger, outside, tick
+from service import approvals, backstop, claims, commits, families, leases, ledger, outside
 from service.events import NewEvent
 from service.joins import Group
 from service.ledger import RUN_COLUMNS
@@ -125,8 +125,13 @@ class Connection:
 
     def _call(self, asked: Any) -> list[Any]:
         for run in self._delayed():
-            if run.workspace_id == asked["workspace_id"]:
+            if run.workspace_id == asked["workspace_id"] and (asked["everybody"] or run.run_id in asked["run_ids"]):
                 run.step_due_at, run.next_tick_at = self._now, self._now + BEHIND
+        return []
+
+    def _passed_over(self, asked: Any) -> list[Any]:
+        """Return nobody: `_call` finds nobody locked."""
+        del asked
         return []
 
     def _delayed(self) -> list[RunRow]:
@@ -327,11 +332,12 @@ class Connection:
 
 
 ANSWERS: dict[int, Callable[[Connection, Any], list[Any]]] = {
-    id(tick._CLAIM): Connection._claim,
-    id(tick._CLAIM_OTHERS): Connection._claim,
+    id(claims._CLAIM): Connection._claim,
+    id(claims._CLAIM_OTHERS): Connection._claim,
     id(backstop.WHO_WAITS): Connection._who_waits,
     id(backstop.CALL): Connection._call,
-    id(tick._POSTPONE): Connection._postpone,
+    id(backstop.PASSED_OVER): Connection._passed_over,
+    id(claims._POSTPONE): Connection._postpone,
     id(families._PARENT): Connection._parent,
     id(ledger._LOCK): Connection._lock,
     id(ledger._LOCK_LIVE_CHILDREN): Connection._lock_live_children,
@@ -342,7 +348,7 @@ ANSWERS: dict[int, Callable[[Connection, Any], list[Any]]] = {
     id(commits.READ_GROUPS): Connection._read_groups,
     id(commits.WRITE_CREATES): Connection._accept,
     id(commits.WRITE_CREATES_AND_SPAWNS): Connection._accept,
-    id(tick._HAND_BACK): Connection._hand_back,
+    id(claims._HAND_BACK): Connection._hand_back,
     id(ledger._LOCK_CALLS): Connection._lock_calls,
     id(ledger._WRITE_CALLS): Connection._write_calls,
     id(caps.LOCK): Connection._nothing,

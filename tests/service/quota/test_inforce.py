@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event
 
 from service.db import Database
-from service.errors import NotFound
+from service.errors import Invalid, NotFound
 from service.quota.inforce import Quotas
 from service.quota.limits import DEFAULT, LIFTED, Limit, Rate
 from service.quota.overrides import clear_override, set_override
@@ -108,6 +108,15 @@ async def test_an_override_lies_on_top_of_every_revision_until_it_is_taken_back(
         assert await clear_override(connection, mine, Limit.LIVE_RUNS)
     clock.at_s = 2.0
     assert await quotas.of(mine) == replace(expected, websockets=21, live_runs=13)
+
+
+@pytest.mark.parametrize("reason", ["x" * 2001, "a\x00b"])
+async def test_an_override_whose_reason_nobody_could_read_is_refused(database: Database, reason: str) -> None:
+    mine = await workspace(database)
+    with pytest.raises(Invalid, match="reason: give at most 2000 characters"):
+        async with database.begin() as connection:
+            await set_override(connection, mine, Limit.LIVE_RUNS, 3, BY, reason)
+    assert await Quotas(database).of(mine) == DEFAULT
 
 
 async def test_a_shadow_comes_along_with_overrides_and_refuses_nothing_itself(database: Database) -> None:

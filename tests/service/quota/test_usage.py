@@ -83,6 +83,22 @@ async def test_the_holders_of_run_caps_are_the_live_runs(tenant: Tenant, client:
     assert (full.retry_after_s, full.retry_at, full.retry_when) == (None, None, "when a subrun of that parent ends")
 
 
+@pytest.mark.parametrize(
+    ("cap", "when"),
+    [
+        (4, "when one of the holders ends"),
+        (2, "when one of the holders ends; 3 have to, as more is held than the cap allows"),
+        (0, "not under a cap of 0"),
+    ],
+)
+async def test_a_lowered_cap_says_how_many_have_to_end(
+    cap: int, when: str, tenant: Tenant, client: redis.asyncio.Redis
+) -> None:
+    await tenant.runs(4)
+    seen = (await look(tenant, client, replace(HOURLY, live_runs=cap)))[Limit.LIVE_RUNS]
+    assert (figures(seen), seen.retry_after_s, seen.retry_when) == ((cap, 4, 0), None, when)
+
+
 async def test_ended_runs_hold_nothing(tenant: Tenant, client: redis.asyncio.Redis, ticker: Ticker) -> None:
     await tenant.runs(2)
     await drain(ticker)
