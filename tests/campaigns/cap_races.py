@@ -257,7 +257,7 @@ class Listener:
 
     def __init__(self, redis_url: str, monitored: Monitored) -> None:
         self._monitored = monitored
-        self._client = redis.Redis.from_url(redis_url)
+        self._client = redis.Redis.from_url(redis_url, socket_timeout=None)  # racers may be long in coming
         self._connection = cast("Any", self._client.connection_pool.get_connection())
         self._connection.send_command("MONITOR")
         self._connection.read_response()
@@ -270,6 +270,8 @@ class Listener:
         with redis.Redis(connection_pool=self._client.connection_pool) as other:
             other.echo(self._mark)
         self._thread.join(PATIENCE_S)
+        if self._thread.is_alive():
+            raise RuntimeError("what Redis told was not read to its end")
         self._connection.disconnect()
         self._client.close()
 
