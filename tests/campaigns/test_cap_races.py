@@ -16,8 +16,9 @@ from service.commits import Accepted, Commits, Spawn
 from service.db import Database
 from service.embedded import Stack
 from service.quota.limits import LIFTED, Limit
+from tests.campaigns.cap_arena import Arena
 from tests.campaigns.cap_racers import NO_METADATA
-from tests.campaigns.cap_races import CAPS, Arena, contradictions, exact_stack, new_database, race_for, racing
+from tests.campaigns.cap_races import CAPS, contradictions, exact_stack, new_database, race_for, racing
 from tests.campaigns.cap_races_report import Result
 from tests.tenants import open_tenant
 
