@@ -17,12 +17,14 @@ from typing import Any
 
 from harness.analysis.dataset import Dataset
 from harness.analysis.quotas import FRACTION, QuotaRow, quota_rows, revision_bytes, revision_of
-from harness.analysis.quotasets import QuotaTable, throughputs
+from harness.analysis.quotasets import QuotaTable, counted, throughputs
+from harness.analysis.ratesets import Capacity
 from harness.evaluation import Evaluation
 from harness.quotaparameters import check_quota_parameters, read_active
 from harness.sample import Mode
 from harness.sampleset import Manifest
-from service.quota.tables import FIRST, Provenance, Tables
+from service.quota.limits import Limit
+from service.quota.tables import FIRST, Measured, Provenance, Tables
 
 REVISION = "quota_revision.json"
 
@@ -53,18 +55,60 @@ def revision_file(table: QuotaTable, evaluation: Evaluation, notebook: Path | No
         return None
     manifests = _sources(evaluation.data)
     commits = {manifest.commit for manifest in manifests}
-    measured_ns = max(manifest.clock.end.wall_ns for manifest in manifests)
     provenance = Provenance(
         author="harness report",
         note=f"{table.fraction:g} of the lower 95 % bound of stable throughput; limits not measured stay.",
-        measured_at=datetime.datetime.fromtimestamp(measured_ns // 1_000_000 / 1e3, datetime.UTC),
+        measured_at=max(_ended_at(manifest) for manifest in manifests),
         samples={one.measurement_id: evaluation.manifest_sha256[one.measurement_id] for one in manifests},
         commit=commits.pop() if len(commits) == 1 else None,
         machine=_plain(manifests[0].machine),
+        measured=evidence(table, evaluation),
         notebook=None if notebook is None else notebook.name,
         notebook_sha256=None if notebook is None else hashlib.sha256(notebook.read_bytes()).hexdigest(),
     )
     return revision_bytes(revision_of(table.rows, table.active, provenance))
+
+
+def evidence(table: QuotaTable, evaluation: Evaluation) -> dict[Limit, Measured]:
+    """Return what stands behind each quota, for whoever activates without a person at hand.
+
+    Only where the search also found a rate that is not sustained: without one nothing bounds the capacity from above.
+    """
+    manifests = {manifest.measurement_id: manifest for manifest in _sources(evaluation.data)}
+    rows = {row.limit: row for row in table.measured}
+    found = {}
+    for limit, search in counted(table.data).items():
+        lower = rows[limit].throughput_per_s_lower if limit in rows else None
+        if lower is None or search.highest_pass_per_s is None or search.lowest_fail_per_s is None:
+            continue
+        manifest = manifests[search.measurement_id]
+        requests = _requests_at(table.data, search, search.highest_pass_per_s)
+        found[limit] = Measured(
+            per_s=search.highest_pass_per_s,
+            lower_per_s=lower,
+            upper_per_s=search.lowest_fail_per_s,
+            verdict="PASS",
+            requests_planned=requests,  # a set of which rows are missing is invalid, and proposes nothing
+            requests_recorded=requests,
+            seconds=search.span.whole_s * len(search.best),
+            late_share=sum(trial.late for trial in search.best) / max(sum(trial.sent for trial in search.best), 1),
+            samples={manifest.measurement_id: evaluation.manifest_sha256[manifest.measurement_id]},
+            measured_at=_ended_at(manifest),
+            machine=_plain(manifest.machine),
+        )
+    return found
+
+
+def _requests_at(data: Dataset, search: Capacity, rate_per_s: float) -> int:
+    """Return how many requests of a search were planned at one rate."""
+    samples = data.samples
+    own = (samples["measurement_id"] == search.measurement_id) & (samples["level"] == rate_per_s)
+    return int((own & (samples["endpoint"] == search.requirement.latency.endpoint.value)).sum())
+
+
+def _ended_at(manifest: Manifest) -> datetime.datetime:
+    """Return when a measurement ended, to the millisecond."""
+    return datetime.datetime.fromtimestamp(manifest.clock.end.wall_ns // 1_000_000 / 1e3, datetime.UTC)
 
 
 def _sources(data: Dataset) -> list[Manifest]:

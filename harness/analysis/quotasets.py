@@ -94,9 +94,9 @@ def _throughput(limit: Limit, found: Capacity | None, burst: int | None) -> Thro
         return Throughput(limit, nothing, nothing, 0.0, absent=_absent(limit, found))
     best = found.best
     waited = np.concatenate([window.latency for window in best])
-    served = np.array([window.served_per_s * found.window_s for window in best])
+    served = np.array([window.served_per_s * found.span.window_s for window in best])
     mean = float(waited[np.isfinite(waited)].mean())
-    return Throughput(limit, served, np.full(len(best), found.window_s), mean, found.stable.rate_per_s, burst)
+    return Throughput(limit, served, np.full(len(best), found.span.window_s), mean, found.stable.rate_per_s, burst)
 
 
 def _absent(limit: Limit, found: Capacity | None) -> str:

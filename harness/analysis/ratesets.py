@@ -130,7 +130,7 @@ class Capacity:
     levels: tuple[dict[str, Any], ...]  # COLUMNS without the endpoint, by rising rate
     stable: StableThroughput | None  # null when nothing passed
     best: tuple[Window, ...]  # the trials at the highest rate that passed; empty when nothing did
-    window_s: float  # how long each of them was judged
+    span: Span  # how long each of them was
     invalid_from_per_s: float | None  # lowest rate that the generator could not keep; null when it kept all
 
     @property
@@ -192,7 +192,7 @@ def _capacity(
         tuple(_row(asked, requirement, level, tried[level], windows[level]) for level in tried),
         None if best is None else _stable(endpoint, rate_per_s(best), windows[best]),
         () if best is None else tuple(windows[best]),
-        asked.window_s,
+        asked.span,
         rate_per_s(min(invalid)) if invalid else None,
     )
 

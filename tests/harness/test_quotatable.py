@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
@@ -12,13 +13,15 @@ import msgspec
 import pytest
 
 from harness.analysis.quotas import differences
+from harness.analysis.quotasets import counted
 from harness.analysis.slo import Status
 from harness.errors import BadUsage
 from harness.evaluation import load
 from harness.quotatable import quota_table, revision_file
 from harness.sample import Endpoint
 from service.quota.limits import Limit
-from service.quota.tables import FIRST, RateValue, parse, write
+from service.quota.recalibration_evidence import Known, doubts_about
+from service.quota.tables import FIRST, Provenance, RateValue, parse, write
 from tests.harness.synthetic import write_sample_set
 from tests.harness.synthetic_capacity import write_capacity
 from tests.harness.synthetic_search import write_search
@@ -65,6 +68,33 @@ def test_the_file_is_one_that_the_service_reads_and_changes_the_measured_rate_al
     assert file.provenance.measured_at is not None
     assert file.provenance.measured_at.timestamp() == pytest.approx(max(ends) / 1e9, abs=0.002)
     assert revision_file(table, evaluation, notebook) == written
+
+
+def test_the_evidence_under_each_rate_is_one_that_a_recalibration_believes(tmp_path: Path) -> None:
+    path = write_capacity(tmp_path, CREATE)
+    evaluation = load([path])
+    written = revision_file(quota_table(evaluation), evaluation)
+    assert written is not None
+    file = parse(written)
+    (search,) = counted(evaluation.data).values()
+    measured = file.provenance.measured[Limit.RUN_CREATION]
+    samples = evaluation.data.samples
+    assert (measured.per_s, measured.upper_per_s) == (search.highest_pass_per_s, search.lowest_fail_per_s)
+    assert measured.requests_recorded == int((samples["level"] == measured.per_s).sum())
+    assert measured.seconds == pytest.approx(0.7 * len(search.best))
+    assert measured.late_share == 0.0
+    assert measured.measured_at == file.provenance.measured_at
+    now = measured.measured_at + datetime.timedelta(hours=1)
+    assert doubts_about(file, Known(Provenance(), now)) == ()
+
+
+def test_without_a_rate_that_is_not_sustained_there_is_no_evidence_to_act_on_alone(
+    searched: tuple[Path, Path],
+) -> None:
+    evaluation = load(searched)
+    written = revision_file(quota_table(evaluation), evaluation)
+    assert written is not None
+    assert parse(written).provenance.measured == {}
 
 
 def test_the_table_in_force_may_be_a_file_and_what_was_not_measured_stays_as_it_says(
