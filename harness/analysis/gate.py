@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 
-from harness.analysis.dataset import Dataset, in_order
+from harness.analysis.dataset import Dataset, asked_alike, in_order
 from harness.analysis.dependence import Floats
 from harness.analysis.regression import PAIRS_MIN, GateVerdict, compare_pairs, compare_runs, run_quantiles
 from harness.analysis.slo import Interval, Statistic, Status, Verdict, percent, plural, rounded
@@ -31,9 +31,6 @@ GATED = (Statistic.P50, Statistic.P95)
 
 MACHINE = ("system", "architecture", "cpu", "cpu_count")
 """What of the machine a latency depends on; its memory and its kernel's patch level do so less."""
-
-NOT_COMPARED = frozenset({"runs"})
-"""Parameters in which a candidate may differ from its baseline: how long the same load went on."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,13 +121,13 @@ def _difference(ours: Dataset, theirs: Dataset) -> str:
     if len(machines) > 1:
         told = " and ".join(sorted(" ".join(words[1:]) for words in machines))
         return f"The baseline was not measured on this machine ({told}): make one here with `make baseline`."
-    first = _asked(theirs.manifests[0])
+    first = asked_alike(theirs.manifests[0])
     for one in (*ours.manifests, *theirs.manifests):
-        for name, value in sorted((_asked(one) | first).items()):
-            if _asked(one).get(name) != first.get(name):
+        for name, value in sorted((asked_alike(one) | first).items()):
+            if asked_alike(one).get(name) != first.get(name):
                 return (
                     f"The baseline was not measured with the same parameters: {name} is {first.get(name)!r} in it and "
-                    f"{_asked(one).get(name, value)!r} in {one.measurement_id[:8]}."
+                    f"{asked_alike(one).get(name, value)!r} in {one.measurement_id[:8]}."
                 )
     return ""
 
@@ -138,11 +135,6 @@ def _difference(ours: Dataset, theirs: Dataset) -> str:
 def _machine(manifest: Manifest) -> tuple[str, ...]:
     """Return what of the machine counts."""
     return tuple(str(manifest.machine.get(name, "unknown")) for name in MACHINE)
-
-
-def _asked(manifest: Manifest) -> dict[str, object]:
-    """Return the parameters that must be alike."""
-    return {name: value for name, value in manifest.parameters.items() if name not in NOT_COMPARED}
 
 
 def _compared(ours: Dataset, theirs: Dataset, mode: Mode, endpoint: Endpoint, statistic: Statistic) -> Comparison:
