@@ -47,14 +47,15 @@ class Comparison:
 
 def compare(data: Dataset, baseline: Dataset) -> tuple[Comparison, ...]:
     """Compare what both sides measured alike, in the order of loads and endpoints, the p99 included."""
-    return tuple(
-        _compared(ours, theirs, mode, endpoint, statistic)
+    both = [
+        (mode, ours, theirs, endpoint)
         for mode, ours, theirs in _loads(data, baseline)
         if not _difference(ours, theirs)
         for endpoint in Endpoint
         if not ours.of_endpoint(endpoint).empty and not theirs.of_endpoint(endpoint).empty
-        for statistic in (*GATED, Statistic.P99)
-    )
+    ]
+    sharing = len(both) * len(GATED)
+    return tuple(_compared(*one, statistic, sharing) for one in both for statistic in (*GATED, Statistic.P99))
 
 
 def judge_regression(data: Dataset, baseline: Dataset) -> tuple[Verdict, ...]:
@@ -137,16 +138,18 @@ def _machine(manifest: Manifest) -> tuple[str, ...]:
     return tuple(str(manifest.machine.get(name, "unknown")) for name in MACHINE)
 
 
-def _compared(ours: Dataset, theirs: Dataset, mode: Mode, endpoint: Endpoint, statistic: Statistic) -> Comparison:
+def _compared(
+    mode: Mode, ours: Dataset, theirs: Dataset, endpoint: Endpoint, statistic: Statistic, sharing: int
+) -> Comparison:
     """Compare one quantile, in pairs where the measurements were made in turn."""
     q = statistic.q or 0.5
     candidate = run_quantiles(in_order(ours.of_endpoint(endpoint)), q)
     baseline = run_quantiles(in_order(theirs.of_endpoint(endpoint)), q)
     if _in_turn(ours, theirs) and len(candidate) == len(ours.manifests) and len(baseline) == len(theirs.manifests):
         candidate, baseline = candidate[_by_start(ours)], baseline[_by_start(theirs)]
-        found = compare_pairs(candidate, baseline, MARGIN)
+        found = compare_pairs(candidate, baseline, MARGIN, sharing)
     else:
-        found = compare_runs(candidate, baseline, MARGIN)
+        found = compare_runs(candidate, baseline, MARGIN, sharing)
     return Comparison(mode, endpoint, statistic, candidate, baseline, found)
 
 
