@@ -112,10 +112,12 @@ async def _measure(plan: Wanted, target: Target, samples_root: Path) -> Measured
     client, watcher = Client(target.url), Client(target.url, METRICS_TIMEOUT_S)
     recorder = Recorder(samples_root, plan.mode, plan.scenario, plan.parameters() | {"target": target.name})
     resources = Resources(Api(watcher, target.token), target.pids)
-    load = plan.load(client, Api(client, target.token), recorder, resources, target.check)
+    api = Api(client, target.token)
+    load = plan.load(client, api, recorder, resources, target.check)
     try:
         try:
             await load.prepare()
+            recorder.note_quota_revision(await api.active_revision())
         except BaseException:
             recorder.discard()
             raise

@@ -18,6 +18,7 @@ import pandas as pd
 
 from harness.analysis import display, figures, layout, tables
 from harness.analysis.gate import compare, comparison_frame
+from harness.analysis.quotasets import QuotaTable, quota_frame
 from harness.analysis.slo import Status
 from harness.evaluation import Evaluation
 from harness.traces import numbers_of
@@ -50,7 +51,13 @@ def footer(evaluation: Evaluation) -> str:
     return f"Plimsoll {version}. Judged: {', '.join(evaluation.measurement_ids)}."
 
 
-def write_index(path: Path, evaluation: Evaluation, pages: Sequence[Page], table_files: Sequence[str]) -> None:
+def write_index(
+    path: Path,
+    evaluation: Evaluation,
+    pages: Sequence[Page],
+    table_files: Sequence[str],
+    revision: str | None = None,
+) -> None:
     """Write the page that a person opens first: the verdicts, then where to read on."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     markup = environment.get_template("index.html.j2").render(
@@ -64,12 +71,13 @@ def write_index(path: Path, evaluation: Evaluation, pages: Sequence[Page], table
         limitations=display.limitations(evaluation.data).markup,
         pages=pages,
         tables=table_files,
+        revision=revision,
         footer=footer(evaluation),
     )
     path.write_text(markup, encoding="utf-8")
 
 
-def write_tables(folder: Path, evaluation: Evaluation) -> list[str]:
+def write_tables(folder: Path, evaluation: Evaluation, quotas: QuotaTable | None = None) -> list[str]:
     """Write every table as CSV and Parquet; return the names of the CSV files. Invalid measurements have no numbers."""
     folder.mkdir(exist_ok=True)
     data = evaluation.data
@@ -83,6 +91,8 @@ def write_tables(folder: Path, evaluation: Evaluation) -> list[str]:
         }
         if evaluation.baseline is not None:
             frames["comparisons"] = comparison_frame(compare(data, evaluation.baseline))
+        if quotas is not None:
+            frames["quotas"] = quota_frame(quotas.rows, data)
     for name, frame in frames.items():
         frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
         frame.to_parquet(folder / f"{name}.parquet", index=False)
