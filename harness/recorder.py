@@ -206,6 +206,11 @@ class Recorder:
         except OSError as fault:
             raise unwritable(root, fault) from None
 
+    def note_quota_revision(self, revision: int | None) -> None:
+        """Note which quota revision is in force; null when the service does not tell."""
+        self._manifest = dataclasses.replace(self._manifest, quota_revision=revision)
+        self._write_manifest()
+
     def plan(self, requests: int) -> None:
         """Count requests that are about to be made, or would have been: each must get its row."""
         self.planned_requests += requests
