@@ -204,6 +204,7 @@ class _FarSender:
         self._after: Offset | None = None
         self._asking: asyncio.Task[bytes] | None = None
         self._pending: list[Told] = []
+        self._lost = False  # it gave no answer once; Dask would wait for it to come back
         self._fault: str | None = None
 
     async def arrive(self) -> None:
@@ -288,9 +289,12 @@ class _FarSender:
 
     async def _asked(self, method: str, *words: object) -> Any:
         """Ask the outpost; raises SenderFailed when no answer comes."""
+        if self._lost:
+            raise self._failed(f"was lost {UNDONE}; {KEPT}")
         try:
             question = getattr(self._outpost, method)(*words)
         except RuntimeError:  # the cluster knows already that it was lost
+            self._lost = True
             raise self._failed(f"was lost {UNDONE}; {KEPT}") from None
         return await self._within(SILENT_S, question)
 
@@ -299,8 +303,11 @@ class _FarSender:
             async with asyncio.timeout(seconds):
                 return await answer
         except TimeoutError:
+            self._lost = True
             raise self._failed(f"was silent for {seconds:g} s {UNDONE}; {KEPT}") from None
-        except Exception as fault:  # of the cluster's many errors each means that it is not there any more
+        except Exception as fault:
+            # Of the cluster's many errors each means that it is not there any more.
+            self._lost = True
             raise self._failed(f"was lost {UNDONE} ({_line(fault)}); {KEPT}") from None
 
     def _failed(self, what: str) -> SenderFailed:
