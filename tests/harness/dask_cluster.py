@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,15 +42,26 @@ class DaskCluster:
                 env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             )
         )
-        self._stack.callback(process.terminate)
+        self._stack.callback(_end, process)
         assert process.stderr is not None
         found = ""
         for line in process.stderr:
             match = re.search(pattern, line)
             found = match[1] if match else found
             if found and until in line:
+                # Read on, or a full pipe would stop it.
+                threading.Thread(target=process.stderr.read, daemon=True).start()
                 return found, process
         raise AssertionError(f"{words[0]} ended with {process.wait()}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager
