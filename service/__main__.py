@@ -11,11 +11,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.command_line import build_parser
 from service.errors import ApiError, BadUsage, Invalid, NotFound, PlimsollError, Unavailable
 from service.settings import Settings, given_addresses, is_utf8, settings_for, stack_folder
+
+if TYPE_CHECKING:
+    from service.quota.recalibration_cycle import Plan
 
 BAD_USAGE = 64  # EX_USAGE of sysexits.h
 IN_THE_WAY = 1
@@ -126,6 +129,11 @@ def _quotas(given: argparse.Namespace) -> int:
             result = revising.shadow(settings, given.revision, given.by, given.reason)
         case "activate":
             result = revising.activate(settings, given.revision, given.by, given.reason, force=given.force)
+        case "recalibrate":
+            result = revising.recalibrate(
+                settings, given.file, given.by, _plan_of(given), machine_worth=given.machine_worth,
+                dry_run=given.dry_run,
+            )  # fmt: skip
         case "rollback":
             result = revising.rollback(settings, given.by, given.reason)
         case "reject":
@@ -141,6 +149,19 @@ def _quotas(given: argparse.Namespace) -> int:
             raise RuntimeError(f"the parser knows {verb}, this function does not")
     print(json.dumps(result) if given.json else _as_lines(result))
     return 0
+
+
+def _plan_of(given: argparse.Namespace) -> Plan:
+    """Return how a recalibration is to be carried out."""
+    from service.quota.recalibration_cycle import Plan
+
+    return Plan(
+        needs_approval=not given.unattended,
+        shadow_s=given.shadow_minutes * 60,
+        canary_s=given.canary_minutes * 60,
+        watch_s=given.watch_minutes * 60,
+        canary_percent=given.canary_percent,
+    )
 
 
 def _administer(given: argparse.Namespace, settings: Settings) -> dict[str, Any]:

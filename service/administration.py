@@ -16,7 +16,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.auth import issue_token, revoke_token
-from service.db import Database, is_outage, migrate
+from service.db import STATEMENT_TIMEOUT_S, Database, is_outage, migrate
 from service.errors import BadUsage, ConfigurationError, PlimsollError
 from service.settings import Settings
 from service.workspaces import create_agent, create_workspace
@@ -123,11 +123,15 @@ def _read_json(text: str, flag: str, kind: type[Json]) -> Json:
         raise BadUsage(f"{flag}: it is nested too deeply") from None
 
 
-def in_one_transaction(settings: Settings, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+def in_one_transaction(
+    settings: Settings,
+    work: Callable[[AsyncConnection], Awaitable[Result]],
+    statement_timeout_s: float = STATEMENT_TIMEOUT_S,
+) -> Result:
     """Run `work` in a transaction of its own on a connection of its own."""
 
     async def run() -> Result:
-        database = Database(settings.database_url, pool_size=1)
+        database = Database(settings.database_url, pool_size=1, statement_timeout_s=statement_timeout_s)
         try:
             async with database.begin() as connection:
                 return await work(connection)

@@ -52,6 +52,7 @@ from service.quota.keeper import Keeper
 from service.quota.leases import Leases
 from service.quota.local import LocalBuckets
 from service.quota.rates import Rates
+from service.quota.recalibration_counts import RequestTally
 from service.quota.shadow import ShadowTally
 from service.quota.usage import Usage
 from service.settings import Settings
@@ -85,7 +86,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     callers, sight, following = Callers(database), Sight(database), Following(settings.redis_url)
     quotas, rates = Quotas(database), Rates(client, LocalBuckets(settings.redis_away_rate_percent))
     tally = ShadowTally(database)
-    gate = Gate(rates, client, tally)
+    requests = RequestTally(database)
+    gate = Gate(rates, client, tally, requests)
     commits = Commits(database, announcer, tally)
     runs = Runs(database, commits, gate, quotas, sight, announcer, Agents())
     views = Views(database)
@@ -171,7 +173,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         async with AsyncExitStack() as ends:  # each is reached, whatever the ones before raised; the last comes first
             for end in (
                 database.close, views.close, client.aclose, following.close, hub.close, tally.close, keeper.close,
-                gate.drain, commits.drain,
+                requests.close, gate.drain, commits.drain,
             ):  # fmt: skip
                 ends.push_async_callback(end)
             yield

@@ -213,6 +213,27 @@ def _add_quotas(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     activate.add_argument("--force", action="store_true", help="overrule the guardrails that a person may overrule;"
                           " needs --by and --reason")  # fmt: skip
+    recalibrate = verb(
+        "recalibrate",
+        "decide what a measurement means for the table in force, and begin to carry that out",
+        " What is not believed is rejected with its reasons; what moves a rate becomes the shadow, waits for a person"
+        " (`activate` or `reject`), and is watched once it is in force. A worker takes each turn, once a minute.",
+    )
+    recalibrate.add_argument("file", metavar="FILE", help="a measured quota_revision.json; -: stdin")
+    recalibrate.add_argument("--dry-run", action="store_true", help="only say what would be decided")
+    recalibrate.add_argument("--unattended", action="store_true", help="put it in force without a person: a few"
+                             " workspaces first, then all")  # fmt: skip
+    recalibrate.add_argument("--machine-worth", type=_factor, metavar="X", help="what rates measured on another machine"
+                             " than those in force are multiplied by (default: they are refused)")  # fmt: skip
+    for flag, minutes, meaning in (
+        ("--shadow-minutes", 1440.0, "as shadow at the least"),
+        ("--canary-minutes", 60.0, "in force for a few"),
+        ("--watch-minutes", 1440.0, "watched when in force for all"),
+    ):
+        recalibrate.add_argument(flag, type=_minutes, default=minutes, metavar="N",
+                                 help=f"minutes {meaning}, fractions allowed (default {minutes:g})")  # fmt: skip
+    recalibrate.add_argument("--canary-percent", type=_percent, default=5, metavar="N",
+                             help="percent of workspaces that are the few (default 5)")  # fmt: skip
     rollback = verb("rollback", "put back the revision that the active one replaced")
     reject = verb("reject", "decide against a revision that is not in force")
     reject.add_argument("revision", type=_revision, metavar="REV", help="a proposed revision, or the shadow")
@@ -231,7 +252,7 @@ def _add_quotas(commands: argparse._SubParsersAction[Parser]) -> None:
     explain.add_argument("workspace", type=uuid.UUID, metavar="WORKSPACE", help="the workspace's id")
     for command in (override, explain):
         command.set_defaults(flags={"workspace_id": "WORKSPACE", "reason": "--reason", "by": "--by"})
-    for command in (propose, activate, rollback, reject, override):
+    for command in (propose, activate, recalibrate, rollback, reject, override):
         command.add_argument("--by", metavar="NAME", help="who wants it (default: the name this command runs under)")
     for command in (activate, rollback, reject, override):
         command.add_argument("--reason", metavar="TEXT", help="why, for the history")
@@ -250,6 +271,37 @@ def _verbs(
 def _add_json(command: Parser) -> None:
     """Add the choice of how the result is printed."""
     command.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _minutes(text: str) -> float:
+    """Return a number of minutes, a year at most."""
+    value = _float(text)
+    if not 0 <= value <= 525_600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give minutes from 0 to 525600")
+    return value
+
+
+def _factor(text: str) -> float:
+    """Return a factor between two machines."""
+    value = _float(text)
+    if not 0.001 <= value <= 1_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable: give a factor from 0.001 to 1000")
+    return value
+
+
+def _percent(text: str) -> int:
+    """Return a whole percentage."""
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 100:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not usable: give a whole number from 1 to 100")
+
+
+def _float(text: str) -> float:
+    """Return a number; NaN for what is none, which no range holds."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def _port(text: str) -> int:

@@ -31,11 +31,11 @@ from service.announce import Announcer
 from service.changes import GroupOptions, spawned
 from service.db import Database, cannot_be_stored, is_outage, rows
 from service.errors import ApiError, IllegalState, Invalid, NotFound, QuotaExceeded, Unavailable
-from service.events import APPEND_EVENTS, EventType, NewEvent
+from service.events import APPEND_EVENTS, INSTANT, EventType, NewEvent
 from service.grouping import Grouping
 from service.idempotency import IdempotencyKeys, KeyedWrite
 from service.joins import Group
-from service.ledger import GROUP_COLUMNS, RUN_COLUMNS
+from service.ledger import GROUP_COLUMNS, RUN_COLUMNS, locking
 from service.pen import NewStep, RunRow
 from service.quota.caps import COUNT, LOCK, Held, lock_and_count
 from service.quota.limits import Quota
@@ -84,8 +84,8 @@ class Accepted(NamedTuple):
     publish_ms: float  # the group's announcement
 
 
-LOCK_PARENTS = text(f"""
-    SELECT {", ".join(RUN_COLUMNS)}, now() FROM runs WHERE run_id = ANY(CAST(:ids AS uuid[]))
+LOCK_PARENTS = locking(f"""
+    SELECT {", ".join(RUN_COLUMNS)} FROM runs WHERE run_id = ANY(CAST(:ids AS uuid[]))
     ORDER BY depth, run_id FOR NO KEY UPDATE
 """)  # noqa: S608 - the columns are RunRow's own
 
@@ -95,17 +95,17 @@ READ_GROUPS = text(f"""
 """)  # noqa: S608 - the columns are Group's own
 """To be read after the parents were locked, as in `ledger`; a spawn needs no other group than its own."""
 
-INSERT_RUNS = """
+INSERT_RUNS = f"""
     INSERT INTO runs (run_id, workspace_id, agent_id, parent_run_id, depth, status, correlation_id, input_text,
                       channel, metadata, group_id, expected_subruns, max_wait_seconds, last_seq, next_tick_at,
                       step_due_at, created_at)
     SELECT run_id, workspace_id, agent_id, parent_run_id, depth, 'PENDING', correlation_id, input_text,
-           channel, metadata, group_id, expected_subruns, max_wait_seconds, 1, now(), now(), now()
+           channel, metadata, group_id, expected_subruns, max_wait_seconds, 1, {INSTANT}, {INSTANT}, {INSTANT}
     FROM json_to_recordset(CAST(:runs AS json))
         AS r(run_id uuid, workspace_id uuid, agent_id uuid, parent_run_id uuid, depth int, correlation_id uuid,
              input_text text, channel text, metadata json, group_id text, expected_subruns int,
              max_wait_seconds float8)
-"""
+"""  # noqa: S608 - a constant
 
 WRITE_GROUPS = """
     INSERT INTO subrun_groups AS g (run_id, group_id, join_policy, failure_policy, quorum, timeout_seconds,
@@ -121,12 +121,12 @@ WRITE_GROUPS = """
         failed = excluded.failed, state = excluded.state, decided_at = excluded.decided_at
 """
 
-WRITE_CREATES = text(f"WITH r AS ({INSERT_RUNS}), e AS ({APPEND_EVENTS}) SELECT now()")
+WRITE_CREATES = text(f"WITH r AS ({INSERT_RUNS}), e AS ({APPEND_EVENTS}) SELECT {INSTANT}")
 WRITE_CREATES_AND_SPAWNS = text(f"""
     WITH r AS ({INSERT_RUNS}), e AS ({APPEND_EVENTS}),
     s AS (
         INSERT INTO steps (run_id, step_index, kind, payload, correlation_id, created_at)
-        SELECT run_id, step_index, kind, payload, correlation_id, now()
+        SELECT run_id, step_index, kind, payload, correlation_id, {INSTANT}
         FROM json_to_recordset(CAST(:steps AS json))
             AS s(run_id uuid, step_index int, kind text, payload jsonb, correlation_id uuid)
     ),
@@ -138,16 +138,16 @@ WRITE_CREATES_AND_SPAWNS = text(f"""
                  next_tick_at timestamptz)
         WHERE runs.run_id = n.run_id
     ), g AS ({WRITE_GROUPS})
-    SELECT now()
+    SELECT {INSTANT}
 """)  # noqa: S608 - constants
 
 
 NO_ROWS = "[]"
 WARM_UP: list[tuple[TextClause, dict[str, Any]]] = [
-    (WRITE_CREATES, {"runs": NO_ROWS, "events": NO_ROWS}),
+    (WRITE_CREATES, {"runs": NO_ROWS, "events": NO_ROWS, "now": None}),
     (
         WRITE_CREATES_AND_SPAWNS,
-        {"runs": NO_ROWS, "events": NO_ROWS, "steps": NO_ROWS, "parents": NO_ROWS, "groups": NO_ROWS},
+        {"runs": NO_ROWS, "events": NO_ROWS, "steps": NO_ROWS, "parents": NO_ROWS, "groups": NO_ROWS, "now": None},
     ),
     (LOCK_PARENTS, {"ids": []}),
     (READ_GROUPS, {"asked": NO_ROWS}),
@@ -166,7 +166,7 @@ class _Plan:
     def __init__(self, held: dict[uuid.UUID, Held], parents: dict[uuid.UUID, RunRow], now: dt.datetime | None) -> None:
         self.held = held
         self.parents = parents
-        self.now = now  # of the transaction; known when a parent was locked
+        self.now = now  # when the parents were locked; null without any
         self.changed_parents: set[uuid.UUID] = set()
         self.groups: dict[tuple[uuid.UUID, str], Group] = {}
         self.runs: list[dict[str, Any]] = []
@@ -229,7 +229,7 @@ class _Plan:
 
     async def write(self, connection: AsyncConnection) -> dt.datetime:
         """Write everything in one statement; returns the transaction's instant."""
-        parameters = {"runs": rows(self.runs), "events": rows(self.events)}
+        parameters = {"runs": rows(self.runs), "events": rows(self.events), "now": self.now}
         if not self.changed_parents:
             return await self._write(connection, WRITE_CREATES, parameters)
         parents = [
@@ -240,7 +240,7 @@ class _Plan:
         return await self._write(connection, WRITE_CREATES_AND_SPAWNS, parameters)
 
     @staticmethod
-    async def _write(connection: AsyncConnection, statement: TextClause, parameters: dict[str, str]) -> dt.datetime:
+    async def _write(connection: AsyncConnection, statement: TextClause, parameters: dict[str, Any]) -> dt.datetime:
         written_at: dt.datetime = (await connection.execute(statement, parameters)).scalar_one()
         return written_at
 
@@ -332,7 +332,7 @@ class Commits:
 async def _lock_parents(
     connection: AsyncConnection, spawns: Sequence[Spawn]
 ) -> tuple[dict[uuid.UUID, RunRow], dt.datetime | None]:
-    """Lock the parents and read the groups that are spawned into; returns them with the transaction's instant."""
+    """Lock the parents and read the groups that are spawned into; returns them with the instant at which they were."""
     parents: dict[uuid.UUID, RunRow] = {}
     now: dt.datetime | None = None
     if spawns:

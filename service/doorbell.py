@@ -3,8 +3,8 @@
 Huey pops a task before it runs it and keeps no receipt, so a killed worker loses what it held. A ring therefore has no
 content: it says "something may be due". What is due stands in the database, and each worker sweeps: it looks for itself
 at least once a second, so a lost ring costs no more (docs/decisions/0001-database-is-the-queue.md). Once a day Huey's
-scheduler in each worker rings a second bell, for the archives; whoever hears it looks in the database what is to be
-archived.
+scheduler in each worker rings a second bell, for the archives, and once a minute a third one, for recalibrations of the
+quotas; whoever hears one looks in the database what is to be done.
 """
 
 from __future__ import annotations
@@ -35,13 +35,17 @@ STOP_S = 2.0
 
 
 class Doorbell:
-    """The Huey instance with its tasks. In a consumer thread, `answer` runs at each ring, `archive` once a day."""
+    """The Huey instance with its tasks.
+
+    In a consumer thread, `answer` runs at each ring, `archive` once a day, `recalibrate` once a minute.
+    """
 
     def __init__(
         self,
         redis_url: str,
         answer: Callable[[], object] | None = None,
         archive: Callable[[], object] | None = None,
+        recalibrate: Callable[[], object] | None = None,
     ) -> None:
         self.huey = RedisHuey(QUEUE, url=redis_url, results=False)
 
@@ -55,8 +59,14 @@ class Doorbell:
             if archive is not None:
                 archive()
 
+        def look_after_recalibration() -> None:
+            """Let the worker look whether a recalibration has a turn to take."""
+            if recalibrate is not None:
+                recalibrate()
+
         self._task = self.huey.task(name="tick")(tick)
         self.huey.periodic_task(crontab(hour=ARCHIVE_HOUR, minute=ARCHIVE_MINUTE), name="archive_runs")(archive_runs)
+        self.huey.periodic_task(crontab(minute="*"), name="look_after_recalibration")(look_after_recalibration)
 
     def message(self) -> tuple[str, bytes]:
         """Return the Redis list and the bytes whose LPUSH is one ring, for callers with a connection of their own."""

@@ -76,12 +76,16 @@ class NewEvent(msgspec.Struct, frozen=True):
     workspace_id: uuid.UUID  # whose channel carries it
 
 
-APPEND_EVENTS = """
+INSTANT = "coalesce(CAST(:now AS timestamptz), now())"
+"""What stamps all that a statement writes: the instant that was read with the locks held. A transaction may have waited
+for them, so that its own `now()` lies before that of whoever wrote last; null where nothing was locked."""
+
+APPEND_EVENTS = f"""
     INSERT INTO events (run_id, seq, event_type, payload, correlation_id, created_at)
-    SELECT run_id, seq, event_type, payload, correlation_id, now()
+    SELECT run_id, seq, event_type, payload, correlation_id, {INSTANT}
     FROM json_to_recordset(CAST(:events AS json))
         AS e(run_id uuid, seq int, event_type text, payload jsonb, correlation_id uuid)
-"""
+"""  # noqa: S608 - a constant
 """The one statement that writes events, for use inside a transaction's set statement."""
 
 

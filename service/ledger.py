@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.changes import child_ended
 from service.db import rows
-from service.events import APPEND_EVENTS, NewEvent
+from service.events import APPEND_EVENTS, INSTANT, NewEvent
 from service.joins import Group
 from service.pen import Advance, NewStep, RunRow
 from service.quota.caps import count_pending_tool_calls, lock_workspaces
@@ -32,13 +32,23 @@ RUN_COLUMNS = tuple(name for name in RunRow.__struct_fields__ if name not in ("g
 _COLUMNS = ", ".join(RUN_COLUMNS)
 GROUP_COLUMNS = ", ".join(f"g.{name}" for name in Group.__struct_fields__)
 
-_LOCK = text(f"""
-    SELECT {_COLUMNS}, now() FROM runs WHERE run_id = ANY(CAST(:run_ids AS uuid[]))
+
+def locking(select: str) -> TextClause:
+    """Complete a SELECT that locks rows: each comes with the database's clock, read once the row was locked.
+
+    So the last row tells an instant at which all are locked. `now()` is when the transaction began, before it waited
+    for anybody: stamped with that, a change would seem older than the one that it followed.
+    """
+    return text(f"WITH locked AS MATERIALIZED ({select}) SELECT locked.*, clock_timestamp() FROM locked")  # noqa: S608 - our own words
+
+
+_LOCK = locking(f"""
+    SELECT {_COLUMNS} FROM runs WHERE run_id = ANY(CAST(:run_ids AS uuid[]))
     ORDER BY depth, run_id FOR NO KEY UPDATE
 """)  # noqa: S608 - the columns are RunRow's own
 
-_LOCK_LIVE_CHILDREN = text(f"""
-    SELECT {_COLUMNS}, now() FROM runs WHERE parent_run_id = ANY(CAST(:run_ids AS uuid[])) AND ended_at IS NULL
+_LOCK_LIVE_CHILDREN = locking(f"""
+    SELECT {_COLUMNS} FROM runs WHERE parent_run_id = ANY(CAST(:run_ids AS uuid[])) AND ended_at IS NULL
     ORDER BY depth, run_id FOR NO KEY UPDATE
 """)  # noqa: S608 - the columns are RunRow's own
 
@@ -50,7 +60,7 @@ _OPEN_GROUPS = text(f"""
 """To be read after their parents were locked, by a statement of its own: an older snapshot would miss changes."""
 
 _CALL_COLUMNS = Call.__struct_fields__
-_LOCK_CALLS = text(f"""
+_LOCK_CALLS = locking(f"""
     SELECT {", ".join(_CALL_COLUMNS)} FROM tool_calls WHERE tool_call_id = ANY(CAST(:ids AS uuid[]))
     ORDER BY tool_call_id FOR NO KEY UPDATE
 """)  # noqa: S608 - the columns are Call's own
@@ -108,7 +118,7 @@ _CHANGE_RUNS = f"""
         WHERE runs.run_id = new.run_id
     ), stepped AS (
         INSERT INTO steps (run_id, step_index, kind, payload, correlation_id, created_at)
-        SELECT run_id, step_index, kind, payload, correlation_id, now()
+        SELECT run_id, step_index, kind, payload, correlation_id, {INSTANT}
         FROM json_to_recordset(CAST(:steps AS json))
             AS s(run_id uuid, step_index int, kind text, payload jsonb, correlation_id uuid)
     )
@@ -151,7 +161,7 @@ class Ledger:
 
     @property
     def now(self) -> dt.datetime:
-        """The transaction's instant, which stamps all it writes; known once a run is locked."""
+        """The transaction's instant, which stamps all it writes: when the last of its rows was locked."""
         if self._now is None:
             raise RuntimeError("the ledger has not locked any run")
         return self._now
@@ -209,6 +219,7 @@ class Ledger:
             ),
             "steps": rows(self.steps),
             "events": rows(self.events),
+            "now": self.now,
         }
         if self._groups:
             parameters["groups"] = rows(self._groups.values())
@@ -241,6 +252,7 @@ class Ledger:
         call_ids = [run.tool_call_id for run in runs if run.tool_call_id is not None]
         if call_ids:
             for row in await self._connection.execute(_LOCK_CALLS, {"ids": call_ids}):
-                call = Call(*row)
+                call = Call(*row[:-1])
+                self._now = row[-1]
                 self.runs[call.run_id].tool_call = call
         return runs

@@ -36,8 +36,8 @@ _START = text("""
         SELECT run_id, tool_call_id FROM runs
         WHERE run_id = :run_id AND epoch = :epoch AND ended_at IS NULL AND status <> 'PAUSED' FOR NO KEY UPDATE
     )
-    UPDATE tool_calls t SET status = 'RUNNING', started_at = now(), epoch = :epoch,
-                            lease_until = now() + make_interval(secs => :lease_s)
+    UPDATE tool_calls t SET status = 'RUNNING', started_at = clock_timestamp(), epoch = :epoch,
+                            lease_until = clock_timestamp() + make_interval(secs => :lease_s)
     FROM held WHERE t.tool_call_id = held.tool_call_id AND t.status = 'APPROVED'
     RETURNING t.tool_call_id, t.run_id, t.implementation, t.arguments, t.timeout_seconds
 """)

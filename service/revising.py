@@ -21,20 +21,29 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.administration import explained, in_one_transaction
 from service.announce import connect_redis
-from service.db import Database
-from service.errors import BadUsage, Invalid, PlimsollError
+from service.db import PATIENT_STATEMENT_TIMEOUT_S, Database
+from service.errors import BadUsage, IllegalState, Invalid, PlimsollError
 from service.quota import overrides, revisions
 from service.quota.guardrails import Finding
 from service.quota.history import RevisionPage, RevisionView, revision_views
 from service.quota.inforce import Quotas
 from service.quota.limits import RATES, Limit
-from service.quota.tables import LARGEST_BYTES, RateValue, parse, tables_by_class, write
+from service.quota.recalibration import Decision
+from service.quota.recalibration_counts import observed_use
+from service.quota.recalibration_cycle import Plan
+from service.quota.recalibration_record import hand_in
+from service.quota.tables import LARGEST_BYTES, RateValue, RevisionFile, parse, tables_by_class, write
 from service.quota.usage import MOST_HOLDERS, Holder, LimitUse, Usage, WorkspaceQuotas
 from service.settings import Settings
+from service.telemetry import configure_logging
 
 
 class ActivationRefused(PlimsollError):
     """Guardrails refused to put a revision in force; its state is as it was, and the history says so."""
+
+
+class RecalibrationUnderWay(PlimsollError):
+    """Another recalibration has not ended yet."""
 
 
 def show(settings: Settings, revision: int | None, *, as_json: bool) -> str:
@@ -68,11 +77,7 @@ def history(settings: Settings, most: int, *, as_json: bool) -> str:
 
 def propose(settings: Settings, file: str, by: str | None) -> dict[str, Any]:
     """Store what a file holds (`-`: standard input) as a revision; returns its number."""
-    try:
-        proposal = parse(_read(file))
-    except Invalid as wrong:
-        raise BadUsage(f"{file}: {wrong.detail}") from None
-    who = _who(by)
+    proposal, who = _parsed(file), _who(by)
     return {"revision": in_one_transaction(settings, lambda connection: revisions.propose(connection, proposal, who))}
 
 
@@ -94,6 +99,32 @@ def shadow(settings: Settings, revision: int, by: str | None, reason: str | None
     who = _who(by)
     in_one_transaction(settings, lambda connection: revisions.shadow(connection, revision, who, reason))
     return {"revision": revision, "state": "shadow"}
+
+
+def recalibrate(
+    settings: Settings, file: str, by: str | None, plan: Plan, *, machine_worth: float | None, dry_run: bool
+) -> dict[str, Any]:
+    """Decide on a measurement and begin to carry the decision out, or only say what it would be.
+
+    Raises BadUsage for the file, and RecalibrationUnderWay.
+    """
+    measurement, who = _parsed(file), _who(by)
+    configure_logging("error" if dry_run else settings.log_level)  # nothing is to be told of what is undone
+
+    async def work(connection: AsyncConnection) -> dict[str, Any]:
+        now = (await connection.execute(revisions.CLOCK)).scalar_one()
+        usage = await observed_use(connection, now)
+        taken = await hand_in(connection, measurement, plan, who, usage=usage, machine_worth=machine_worth)
+        told = {"recalibration": taken.recalibration_id, "revision": taken.revision}
+        if dry_run:
+            await connection.rollback()
+            told = {}
+        return {**told, "phase": taken.phase, **_decided(taken.decision)}
+
+    try:
+        return in_one_transaction(settings, work, PATIENT_STATEMENT_TIMEOUT_S)  # a week's runs are looked at
+    except IllegalState as busy:
+        raise RecalibrationUnderWay(busy.detail) from None
 
 
 def rollback(settings: Settings, by: str | None, reason: str | None) -> dict[str, Any]:
@@ -164,6 +195,20 @@ def explain(settings: Settings, workspace_id: uuid.UUID, *, as_json: bool) -> st
     lines = [["limit", "value", "used", "left", "a retry succeeds"], *(_use(each) for each in use.limits)]
     holders = "".join(_holders(each) for each in use.limits)
     return f"{head}\n\n{columns(lines)}\n{holders}"
+
+
+def _parsed(file: str) -> RevisionFile:
+    """Return what a file holds (`-`: standard input); raises BadUsage."""
+    try:
+        return parse(_read(file))
+    except Invalid as wrong:
+        raise BadUsage(f"{file}: {wrong.detail}") from None
+
+
+def _decided(decision: Decision) -> dict[str, Any]:
+    """Return a decision, a value for each doubt and each rate."""
+    doubts = {f"doubt about {each.guardrail}": each.refusal for each in decision.doubts}
+    return {**doubts, **{move.limit.value: f"{move.outcome}: {move.reason}" for move in decision.moves}}
 
 
 def _read(file: str) -> bytes:

@@ -30,6 +30,7 @@ Invariants
     4. Rows are locked in the order (depth, run_id). A turn that must end descendants too would lock deeper rows than
        its batch has locked already; so it is put off to a transaction of its own (`families`).
     5. A final run is never due (a constraint of the table).
+    6. A run's instants follow each other as its changes do: each is the database's clock, read with the row locked.
 
 Failures
     The worker dies, anywhere: what was not committed did not happen; the lease ends and another worker claims.

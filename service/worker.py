@@ -7,6 +7,7 @@ meanwhile, which keeps PostgreSQL busy while Python decides. Runs that wait for 
 batch into a lane of their own, so that nobody waits behind them.
 
 Beside its ticks a worker archives: a round when it starts, and one a day when the doorbell says so (`archive.rounds`).
+Once a minute it looks after the recalibration of the quotas that is under way, if one is (`quota.recalibration_looks`).
 
 SIGTERM, SIGINT and SIGHUP drain: nothing more is claimed, what is in hand is settled, and the process ends with 0,
 within ten seconds; a second SIGINT leaves what is in hand to others. What a tick is, and why a killed worker loses
@@ -35,6 +36,7 @@ from service.outside import Outside
 from service.quota.gate import Gate
 from service.quota.inforce import Quotas
 from service.quota.rates import Rates
+from service.quota.recalibration_looks import Looks
 from service.quota.shadow import ShadowTally
 from service.quota.ticks import LocalLines, TickRates
 from service.readiness import tell_ready
@@ -214,9 +216,10 @@ async def _work(settings: Settings) -> None:
         settings.redis_url,
         answer=lambda: loop.call_soon_threadsafe(worker.ring),
         archive=lambda: loop.call_soon_threadsafe(rounds.ring),
+        recalibrate=lambda: loop.call_soon_threadsafe(looks.ring),
     )
     announcer = Announcer(client, doorbell)
-    rounds = Rounds(settings, announcer)
+    rounds, looks = Rounds(settings, announcer), Looks(settings.database_url)
     outside = Outside(database, settings.lease_s, settings)
     tally, tallies = ShadowTally(database), Tallies()
     gate = Gate(Rates(client), client, tally)
@@ -230,6 +233,7 @@ async def _work(settings: Settings) -> None:
             worker.hurry()
         worker.stop()
         rounds.stop()
+        looks.stop()
 
     signals = [signal.SIGTERM, signal.SIGINT]
     if heeds_hangup():
@@ -240,9 +244,10 @@ async def _work(settings: Settings) -> None:
     log.info("worker ready")
     tell_ready()
     rounds.ring()
+    looks.ring()
     await worker.work()
     # Together: Huey's thread may take as long to end as all the rest, and ten seconds are promised for the whole.
-    await asyncio.gather(rounds.drain(ROUND_DRAIN_S), asyncio.to_thread(stop_listening))
+    await asyncio.gather(rounds.drain(ROUND_DRAIN_S), looks.drain(ROUND_DRAIN_S), asyncio.to_thread(stop_listening))
     await outside.close()
     await gate.drain()
     await tally.close()

@@ -148,7 +148,9 @@ def _strings(value: Any) -> list[str]:
     return [value] if is_mark else []
 
 
-NOBODYS = frozenset({"quota_revisions", "quota_changes", "quota_shadow_counts"})
+NOBODYS = frozenset(
+    {"quota_revisions", "quota_changes", "quota_shadow_counts", "quota_recalibrations", "quota_request_counts"}
+)
 """Tables of the installation, in which no row is a tenant's."""
 
 

@@ -128,6 +128,10 @@ FAULTS = """
     GROUP BY runs.run_id HAVING count(seq) <> runs.last_seq - runs.compacted_through_seq
         OR max(seq) <> runs.last_seq OR min(seq) <> runs.compacted_through_seq + 1
     UNION ALL
+    SELECT DISTINCT 'events of ' || run_id || ' are stamped out of order'
+    FROM (SELECT run_id, created_at < lag(created_at) OVER (PARTITION BY run_id ORDER BY seq) AS is_older FROM events)
+    WHERE is_older
+    UNION ALL
     SELECT 'steps of ' || runs.run_id || ' have gaps' FROM runs
     LEFT JOIN steps ON steps.run_id = runs.run_id
     GROUP BY runs.run_id HAVING count(step_index) <> runs.step_count OR coalesce(max(step_index), 0) <> runs.step_count

@@ -138,7 +138,7 @@ READ: TextClause = text(f"""
     SELECT r.run_id, json_build_object(
         'format', '{FORMAT}', 'schema_version', {SCHEMA_VERSION},
         'archive', json_build_object('archive_id', a.archive_id, 'run_id', r.run_id, 'path', a.path,
-                                     'last_seq', r.last_seq, 'created_at', now()),
+                                     'last_seq', r.last_seq, 'created_at', CAST(:created_at AS timestamptz)),
         {", ".join(map(_row_of, OWNERS))},
         'run', row_to_json(r),
         {", ".join(map(_rows_of, PARTS))},

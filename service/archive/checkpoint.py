@@ -88,13 +88,17 @@ _KNOWN = "ARRAY(SELECT a.path FROM run_archives a WHERE a.run_id = r.run_id) AS 
 _WITHOUT_SORT, _WITH_SORT = text("SET LOCAL enable_sort = off"), text("SET LOCAL enable_sort TO DEFAULT")
 
 _DUE = text(f"""
-    SELECT {_COLUMNS}, {_KNOWN}, now() FROM runs r
+    SELECT {_COLUMNS}, {_KNOWN}, clock_timestamp() AS now FROM runs r
     WHERE r.ended_at <= now() - make_interval(secs => :older_than_s) AND r.archived_seq < r.last_seq
       AND (r.ended_at, r.run_id) > (:after_at, :after_id) AND r.run_id <> ALL(CAST(:skipped AS uuid[]))
     ORDER BY r.ended_at, r.run_id LIMIT :most FOR NO KEY UPDATE OF r SKIP LOCKED
 """)  # noqa: S608 - constants
 
-_ONE = text(f"SELECT {_COLUMNS}, {_KNOWN}, now() FROM runs r WHERE r.run_id = :run_id FOR NO KEY UPDATE OF r")  # noqa: S608 - constants
+_ONE = text(f"""
+    SELECT {_COLUMNS}, {_KNOWN}, clock_timestamp() AS now FROM runs r WHERE r.run_id = :run_id
+    FOR NO KEY UPDATE OF r
+""")  # noqa: S608 - constants
+"""The instant is read after the snapshot was taken: it lies behind whatever the bundle holds."""
 
 _NUMBER = text(f"""
     WITH numbered AS (
@@ -108,7 +112,7 @@ _RECORD = text("""
     INSERT INTO run_archives (archive_id, run_id, workspace_id, path, sha256, size_bytes, schema_version, last_seq,
                               compacted_through_seq, created_at)
     SELECT archive_id, run_id, workspace_id, path, sha256, size_bytes, schema_version, last_seq,
-           compacted_through_seq, now()
+           compacted_through_seq, CAST(:created_at AS timestamptz)
     FROM json_to_recordset(CAST(:archives AS json))
         AS a(archive_id uuid, run_id uuid, workspace_id uuid, path text, sha256 text, size_bytes int,
              schema_version int, last_seq int, compacted_through_seq int)
@@ -211,7 +215,7 @@ async def _bundle(connection: AsyncConnection, folder: Folder, due: Sequence[Row
         )
         for row in due
     ]
-    await connection.execute(_NUMBER, {"events": rows(events)})
+    await connection.execute(_NUMBER, {"events": rows(events), "now": created_at})
     at("numbered")
     await asyncio.to_thread(folder.prepare)
     written = await _write_documents(connection, folder, due, archive_ids, paths, at)
@@ -237,7 +241,7 @@ async def _bundle(connection: AsyncConnection, folder: Folder, due: Sequence[Row
                 "compacted_through_seq": row.compacted_through_seq,
             }
         )
-    await connection.execute(_RECORD, {"archives": rows(recorded)})
+    await connection.execute(_RECORD, {"archives": rows(recorded), "created_at": created_at})
     at("recorded")
     return Batch(made, events, created_at, Cursor(due[-1].ended_at, due[-1].run_id))
 
@@ -270,7 +274,8 @@ async def _write_documents(
         return _File(file.sha256, file.size_bytes, folder.sweep(file.bundle, known[run_id]))
 
     written: dict[uuid.UUID, _File] = {}
-    documents = await connection.stream(READ, {"archives": rows(asked)}, execution_options={"yield_per": AT_ONCE})
+    asking = {"archives": rows(asked), "created_at": due[0].now}
+    documents = await connection.stream(READ, asking, execution_options={"yield_per": AT_ONCE})
     async for few in documents.partitions():
         # All of them are awaited, whichever fails: no thread may go on writing when the row locks are gone.
         files = await asyncio.gather(*(asyncio.to_thread(write, *row) for row in few), return_exceptions=True)

@@ -20,6 +20,7 @@ from service.errors import QuotaExceeded
 from service.grouping import Grouping
 from service.quota.limits import Limit, Quota, Rate
 from service.quota.rates import Rates
+from service.quota.recalibration_counts import RequestTally
 from service.quota.shadow import Observation, ShadowTally
 from service.telemetry import SHADOW_UNCHECKED
 
@@ -42,10 +43,13 @@ class _Asked(NamedTuple):
 class Gate:
     """Takes tokens of the active revision's rates, and has the shadow's opinion counted."""
 
-    def __init__(self, rates: Rates, client: redis.asyncio.Redis, tally: ShadowTally) -> None:
+    def __init__(
+        self, rates: Rates, client: redis.asyncio.Redis, tally: ShadowTally, requests: RequestTally | None = None
+    ) -> None:
         self._rates = rates
         self._client = client
         self._tally = tally
+        self._requests = requests
         self._script = (Path(__file__).parent / "gcra.lua").read_text()
         self._digest = hashlib.sha1(self._script.encode(), usedforsecurity=False).hexdigest()
         self._grouping: Grouping[_Asked, None] = Grouping(self._evaluate)
@@ -57,13 +61,25 @@ class Gate:
         Raises QuotaExceeded when one of them has none left; then nothing was taken.
         """
         if quota.shadow is None:
-            return await self._rates.take(workspace_id, quota.rates, *limits)
+            return await self._take(workspace_id, quota, *limits)
         try:
-            fields = await self._rates.take(workspace_id, quota.rates, *limits)
+            fields = await self._take(workspace_id, quota, *limits)
         except QuotaExceeded:
             self.observe(workspace_id, quota.shadow, limits, admitted=False)
             raise
         self.observe(workspace_id, quota.shadow, limits, admitted=True)
+        return fields
+
+    async def _take(self, workspace_id: uuid.UUID, quota: Quota, *limits: Limit) -> dict[str, str]:
+        """Take the tokens, and have it counted what became of the request."""
+        if self._requests is None:
+            return await self._rates.take(workspace_id, quota.rates, *limits)
+        try:
+            fields = await self._rates.take(workspace_id, quota.rates, *limits)
+        except QuotaExceeded as refusal:
+            self._requests.count(quota, limits, refused=refusal.extensions["violated-policies"])
+            raise
+        self._requests.count(quota, limits)
         return fields
 
     async def drain(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -99,6 +99,24 @@ def stale_input(current: Tables, proposed: Tables, provenance: Provenance, now: 
     return None
 
 
+def below_use(usage: Mapping[Limit, float]) -> Guardrail:
+    """Return the guardrail that refuses to lower a rate below what workspaces use of it (p99, per second).
+
+    A service that is used is not broken to fit a measurement. A limit that nobody counted is not there and is not asked
+    about; its shadow is (`recalibration_cycle`).
+    """
+
+    def check(current: Tables, proposed: Tables, provenance: Provenance, now: dt.datetime) -> str | None:
+        below = []
+        for limit, used in sorted(usage.items()):
+            old, new = current.default.value(limit), proposed.default.value(limit)
+            if isinstance(new, RateValue) and new.per_s < used and _is_lowered(old, new):
+                below.append(f"default.{limit}.per_s {new.per_s:g}, of which workspaces use {used:g} (p99)")
+        return _sentence(below, "a rate in use is not taken away")
+
+    return Guardrail("below use", check, may_be_forced=True)
+
+
 PARTS = (
     (Limit.LIVE_PARENT_RUNS, Limit.LIVE_RUNS),
     (Limit.PENDING_SUBRUNS, Limit.LIVE_RUNS),
@@ -151,6 +169,10 @@ def _within_a_step(old: int | Fraction | None, new: int | Fraction | None) -> bo
     if isinstance(old, int) and isinstance(new, int) and abs(new - old) <= 1:
         return True
     return abs(Fraction(new) - Fraction(old)) <= LARGEST_STEP * old
+
+
+def _is_lowered(old: RateValue | int | None, new: RateValue) -> bool:
+    return not isinstance(old, RateValue) or new.per_s < old.per_s
 
 
 def _is_above(table: ClassTable, part: Limit, whole: Limit) -> bool:

@@ -64,4 +64,5 @@ def _without_names(happened: Happened) -> Happened:
 
 
 def _for_tenants(provenance: Provenance) -> Provenance:
-    return msgspec.structs.replace(provenance, author=None, note=None, machine={})
+    measured = {limit: msgspec.structs.replace(each, machine={}) for limit, each in provenance.measured.items()}
+    return msgspec.structs.replace(provenance, author=None, note=None, machine={}, measured=measured)

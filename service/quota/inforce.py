@@ -37,18 +37,26 @@ MOST_QUOTAS = 1_000
 """How many quotas that were put together a process remembers: all workspaces without overrides share one."""
 
 READ = text("""
-    SELECT w.workspace_id, w.quota_class, in_use.active, in_use.shadow,
+    SELECT w.workspace_id, w.quota_class,
+           CASE WHEN is_canary THEN in_use.canary ELSE in_use.active END AS active,
+           CASE WHEN is_canary THEN NULL ELSE in_use.shadow END AS shadow,
            (SELECT json_object_agg(o.limit_name, o.value)::text FROM quota_overrides o
             WHERE o.workspace_id = w.workspace_id) AS overrides
     FROM workspaces w CROSS JOIN (
         SELECT (SELECT revision FROM quota_revisions WHERE state = 'active') AS active,
-               (SELECT revision FROM quota_revisions WHERE state = 'shadow') AS shadow
-    ) in_use
+               (SELECT revision FROM quota_revisions WHERE state = 'shadow') AS shadow,
+               (SELECT revision FROM quota_recalibrations WHERE phase = 'canary') AS canary,
+               (SELECT (plan->>'canary_percent')::int FROM quota_recalibrations WHERE phase = 'canary') AS percent
+    ) in_use CROSS JOIN LATERAL (
+        SELECT in_use.canary IS NOT NULL AND w.quota_class = 'default'
+               AND mod(('x' || right(w.workspace_id::text, 7))::bit(28)::int, 100) < in_use.percent AS is_canary
+    ) AS chosen
     WHERE w.workspace_id = ANY(:ids)
 """)
 
 Key = tuple[int, int | None, str, str | None]
-"""All that a quota depends on: active and shadow revision, quota class, overrides as JSON."""
+"""All that a quota depends on: active and shadow revision, quota class, overrides as JSON. For the canaries of a
+recalibration the active one is what it proposes (docs/recalibration.md)."""
 
 
 class Quotas:

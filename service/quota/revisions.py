@@ -47,6 +47,7 @@ class Change(enum.StrEnum):
     SUPERSEDE = "supersede"  # another one took its place
     ROLLBACK = "rollback"  # it was put back in force
     REJECT = "reject"  # somebody decided against it
+    RECALIBRATE = "recalibrate"  # the recalibration that proposed it went on; its state may be as it was
 
 
 class QuotaRevision(Base, kw_only=True):
@@ -132,7 +133,7 @@ MOST_AUTHOR_CHARACTERS, MOST_REASON_CHARACTERS = 200, 2000
 
 async def propose(connection: AsyncConnection, file: RevisionFile, by: str) -> int:
     """Store a revision and return its number; it has no effect yet."""
-    now = await _lock(connection)
+    now = await lock(connection)
     last = (await connection.execute(text("SELECT max(revision) FROM quota_revisions"))).scalar_one()
     revision = int(last) + 1
     await connection.execute(
@@ -150,7 +151,7 @@ async def propose(connection: AsyncConnection, file: RevisionFile, by: str) -> i
 
 async def shadow(connection: AsyncConnection, revision: int, by: str, reason: str | None = None) -> None:
     """Have a proposed revision asked beside the active one; raises NotFound and IllegalState."""
-    now = await _lock(connection)
+    now = await lock(connection)
     found = await find(connection, revision)
     if found.state is not State.PROPOSED:
         raise IllegalState(f"revision {revision} is {found.state}: only a proposed one can become the shadow")
@@ -175,7 +176,7 @@ async def activate(
     """
     if force and not (reason or "").strip():
         raise Invalid("reason", "say why the guardrails are overruled")
-    now = await _lock(connection)
+    now = await lock(connection)
     found = await find(connection, revision)
     if found.state not in (State.PROPOSED, State.SHADOW):
         raise IllegalState(
@@ -193,7 +194,7 @@ async def activate(
 
 async def rollback(connection: AsyncConnection, by: str, reason: str | None = None) -> Activation:
     """Put back the revision that the active one replaced, whatever guardrails would say; raises IllegalState."""
-    now = await _lock(connection)
+    now = await lock(connection)
     current = await active(connection)
     replaced = (
         await connection.execute(
@@ -212,7 +213,7 @@ async def rollback(connection: AsyncConnection, by: str, reason: str | None = No
 
 async def reject(connection: AsyncConnection, revision: int, by: str, reason: str | None = None) -> None:
     """Decide against a revision that is not in force yet; raises NotFound and IllegalState."""
-    now = await _lock(connection)
+    now = await lock(connection)
     found = await find(connection, revision)
     if found.state not in (State.PROPOSED, State.SHADOW):
         raise IllegalState(f"revision {revision} is {found.state}: only a proposed one or the shadow can be rejected")
@@ -279,7 +280,22 @@ def require_name(by: str) -> str:
     return name
 
 
-async def _lock(connection: AsyncConnection) -> dt.datetime:
+async def ask_about(
+    connection: AsyncConnection, revision: Revision, guardrails: Sequence[Guardrail], now: dt.datetime
+) -> tuple[Finding, ...]:
+    """Return what guardrails would say against a revision in the place of the one in force; nothing is changed."""
+    return ask(guardrails, (await active(connection)).limits, revision.limits, revision.provenance, now, force=False)
+
+
+async def note_recalibration(
+    connection: AsyncConnection, revision: int, now: dt.datetime, by: str, reason: str, findings: Sequence[Finding]
+) -> None:
+    """Write into a revision's history what the recalibration that proposed it did."""
+    state = (await find(connection, revision)).state
+    await _note(connection, revision, Change.RECALIBRATE, state, state, now, by, reason, findings=findings)
+
+
+async def lock(connection: AsyncConnection) -> dt.datetime:
     """Wait for everybody who changes a state; what is read from here on is what the last one of them left."""
     await connection.execute(LOCK)
     now: dt.datetime = (await connection.execute(CLOCK)).scalar_one()

@@ -66,6 +66,26 @@ class Tables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration: ClassTable
 
 
+class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the whole service was measured to carry of one rate: the evidence under a value. Per second throughout.
+
+    Numbers are taken as they come: whether they are believed is for `recalibration_evidence`.
+    """
+
+    per_s: float  # highest rate that met the SLO, as measured
+    lower_per_s: float  # one-sided 95 % lower bound of it: a quota is a quarter of this
+    upper_per_s: float  # one-sided 95 % upper bound
+    verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]  # whether the rate was found at all
+    requests_planned: int  # at that rate, all trials together
+    requests_recorded: int  # rows of them, failures included
+    seconds: float  # for how long requests were planned at that rate, all trials together
+    late_share: float  # share of them that the generator sent late, 0 to 1
+    samples: dict[Line, Digest]  # measurement_id -> SHA-256 of that sample set's manifest
+    measured_at: Annotated[dt.datetime, msgspec.Meta(tz=True)]  # when the newest of these samples was taken
+    machine: dict[str, str | int | float | bool | None]  # what it was measured on, as in a manifest
+    worth: float = 1.0  # what a recalibration multiplied these rates by, as the service runs on another machine
+
+
 class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Where a table comes from. Everything is optional: a person may simply want it."""
 
@@ -77,6 +97,8 @@ class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     machine: dict[str, str | int | float | bool | None] = {}  # what it was measured on
     notebook: Line | None = None  # the executed notebook, as a path below the report's folder
     notebook_sha256: Digest | None = None  # its bytes
+    measured: dict[Limit, Measured] = {}  # the evidence under each rate of the class `default` that was measured
+    towards: dict[Limit, float] = {}  # where a rate was going whose step was cut, per second
 
 
 class RevisionFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.calibration import burst_page, drift_study, gate_study, history_study, quantile_study, rate_page
+from tests.calibration import (
+    burst_page,
+    drift_study,
+    gate_study,
+    history_study,
+    quantile_study,
+    rate_page,
+    recalibration_page,
+)
 from tests.calibration.effort import DEFAULT, NIGHTLY, Bar, Effort
 
 FOLDER = Path("docs/evidence")
@@ -43,6 +51,12 @@ def _capacity(_: Effort) -> tuple[str, Sequence[Bar]]:
     return rate_page.rate_page(measured), measured.bars
 
 
+def _recalibration(_: Effort) -> tuple[str, Sequence[Bar]]:
+    """Simulate recalibrations by the hundred; one size, whatever the effort."""
+    measured = recalibration_page.measure_recalibrations()
+    return recalibration_page.page(measured), measured.bars
+
+
 STUDIES: dict[str, Study] = {
     "burst-limits": _bursts,
     "capacity": _capacity,
@@ -50,6 +64,7 @@ STUDIES: dict[str, Study] = {
     "drift": _study(drift_study),
     "regression": _study(gate_study),
     "history": _study(history_study),
+    "recalibration": _recalibration,
 }
 
 

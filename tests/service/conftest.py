@@ -23,8 +23,9 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process."""
+def command(capfd: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Run a command in this process; where it logs to is forgotten afterwards, since that is the test's own."""
+    before = structlog.get_config()
 
     def run(*arguments: str) -> tuple[int, str, str]:
         try:
@@ -34,7 +35,8 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
         said = capfd.readouterr()
         return code, said.out, said.err
 
-    return run
+    yield run
+    structlog.configure(**before)
 
 
 @pytest.fixture

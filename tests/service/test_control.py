@@ -6,6 +6,7 @@ import asyncio
 import uuid
 
 import pytest
+from sqlalchemy import text
 
 from service.control import pause_run, resume_run
 from service.errors import IllegalState, NotFound
@@ -134,6 +135,34 @@ async def test_what_has_ended_or_never_was_is_neither_paused_nor_resumed(tenant:
     for control in (pause, resume):
         with pytest.raises(NotFound):
             await control(tenant, new_id())
+
+
+async def test_a_pause_that_waited_for_a_turn_leaves_nothing_of_its_wait_in_the_runs_clocks(
+    tenant: Tenant, ticker: Ticker
+) -> None:
+    run_id = await tenant.run(await tenant.agent({"kind": "PLAN"}, {"kind": "MESSAGE"}))
+    async with tenant.database.begin() as connection:
+        began_at = (await connection.execute(text("SELECT now()"))).scalar_one()
+        await ticker.settle(held := await ticker.claim(), await ticker.outcomes(held))
+        step_due_at = (await tenant.row(run_id))["step_due_at"]
+        await pause_run(connection, run_id)
+    assert began_at < step_due_at
+
+    outcome = await resume(tenant, run_id)
+
+    assert outcome.due
+    assert (await tenant.row(run_id))["step_due_at"] <= outcome.created_at
+
+
+async def test_events_are_stamped_in_their_order_whoever_had_to_wait(tenant: Tenant, ticker: Ticker) -> None:
+    run_id = await tenant.run(await tenant.agent(SLOW))
+    async with tenant.database.begin() as connection:
+        await connection.execute(text("SELECT now()"))
+        await drain(ticker)
+        await cancel_run(connection, run_id)
+
+    assert [kind for _, kind, _ in await tenant.events(run_id)] == ["run_created", "state_changed", "state_changed"]
+    assert await tenant.faults() == []
 
 
 async def test_pauses_resumes_ticks_and_cancels_at_once_lose_nothing(tenant: Tenant, ticker: Ticker) -> None:

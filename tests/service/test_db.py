@@ -18,9 +18,9 @@ from service.embedded import Stack
 from tests.campaigns.faultproxy import Fault, FaultProxy, behind, socket_of
 
 EVERY_TABLE = {
-    "agents", "events", "idempotency_keys", "quota_changes", "quota_overrides", "quota_revisions",
-    "quota_shadow_counts", "run_archives", "runs", "steps", "subrun_groups", "tokens", "tool_calls",
-    "tool_definitions", "workspaces",
+    "agents", "events", "idempotency_keys", "quota_changes", "quota_overrides", "quota_recalibrations",
+    "quota_request_counts", "quota_revisions", "quota_shadow_counts", "run_archives", "runs", "steps",
+    "subrun_groups", "tokens", "tool_calls", "tool_definitions", "workspaces",
 }  # fmt: skip
 
 

@@ -157,6 +157,7 @@ class Connection:
 
     def _rows(self, run_ids: list[uuid.UUID]) -> list[Any]:
         found = sorted((self._runs[run_id] for run_id in run_ids), key=lambda run: (run.depth, run.run_id))
+        self._now = self._database.now()
         return [_Locked((*(getattr(run, name) for name in RUN_COLUMNS), self._now)) for run in found]
 
     def _lock_live_children(self, asked: Any) -> list[Any]:
@@ -244,7 +245,7 @@ class Connection:
         self._database.audit.calls.written(self._now, old, new)
 
     def _lock_calls(self, asked: Any) -> list[Any]:
-        return [msgspec.structs.astuple(self._calls[call_id]) for call_id in sorted(asked["ids"])]
+        return [(*msgspec.structs.astuple(self._calls[call_id]), self._now) for call_id in sorted(asked["ids"])]
 
     def _write_calls(self, asked: Any) -> list[Any]:
         """Insert calls, or write the columns that the statement writes of those that exist."""

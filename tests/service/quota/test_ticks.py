@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from fractions import Fraction
@@ -136,15 +137,15 @@ def test_who_comes_when_told_is_delayed_once_and_no_token_is_left_lying(
     assert excess(admitted_us, rate.per_s, rate.burst) <= 0
     # A time is rounded up to a microsecond; with a burst of 1 that makes the next one early, who then keeps its place.
     assert max(claims) <= (2 if rate.burst > 1 else 3)
-    # As the reference's bucket would have served a line: each as soon as it was there and a token was.
+    # As a bucket in exact fractions would have served a line: each as soon as it was there and a token was, in whole
+    # microseconds. With a burst of 1 no two turns are closer than 1 / R, and so none closer than that rounded up.
     level, at_us = Fraction(0), START_US
-    for number, (arrived_us, served_us) in enumerate(zip(arrivals_us, admitted_us, strict=True)):
+    for arrived_us, served_us in zip(arrivals_us, admitted_us, strict=True):
         now_us = max(at_us, arrived_us)
-        level = max(Fraction(0), level - (now_us - at_us) * US * rate.per_s)
-        wait_us = max(Fraction(0), level + 1 - rate.burst) / rate.per_s / US
-        level, at_us = level + 1, now_us
-        rounded_us = number if rate.burst == 1 else 0  # each place begins at the rounded end of the one before
-        assert 0 <= served_us - now_us - wait_us < 3 + rounded_us
+        over = max(Fraction(0), level - (now_us - at_us) * US * rate.per_s) + 1 - rate.burst
+        exact_us = now_us + math.ceil(max(Fraction(0), over) / rate.per_s / US)
+        level, at_us = max(Fraction(0), level - (exact_us - at_us) * US * rate.per_s) + 1, exact_us
+        assert 0 <= served_us - exact_us < 3
 
 
 @BOTH
