@@ -19,6 +19,8 @@ from harness.sample import Outcome
 FINAL_STATUSES = frozenset({"COMPLETED", "FAILED", "CANCELED"})
 CHANNEL = "harness"  # shows in the service where a run came from
 RUNS_PAGE = 100
+REVISIONS_PAGE = 100
+REVISION_PAGES_MAX = 10  # the one in force is seldom older than a few
 TOKEN_EXPIRES_DAYS = 1  # the tokens of a measurement are of no use the day after
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
@@ -93,6 +95,16 @@ class _AgentAnswer(msgspec.Struct):
 
 class _TokenAnswer(msgspec.Struct):
     token: Token
+
+
+class _Revision(msgspec.Struct):
+    revision: int
+    state: str
+
+
+class _RevisionPage(msgspec.Struct):
+    revisions: list[_Revision]
+    next_before: int | None = None
 
 
 class _Problem(msgspec.Struct):
@@ -189,6 +201,21 @@ class Api:
         """Return the text of `/metrics`; None when the service has none or does not answer."""
         exchange = await self._client.exchange(self._client.wire("GET", "/metrics", self._token))
         return exchange.body.decode(errors="replace") if exchange.outcome is Outcome.OK else None
+
+    async def active_revision(self) -> int | None:
+        """Return the number of the quota revision in force; None when the service does not tell one."""
+        before = ""
+        for _ in range(REVISION_PAGES_MAX):
+            path = f"/api/quota-revisions/?limit={REVISIONS_PAGE}{before}"
+            exchange = await self._client.exchange(self._client.wire("GET", path, self._token))
+            page = read_answer(exchange, _RevisionPage) if exchange.outcome is Outcome.OK else None
+            if page is None:
+                return None
+            found = next((one.revision for one in page.revisions if one.state == "active"), None)
+            if found is not None or page.next_before is None:
+                return found
+            before = f"&before={page.next_before}"
+        return None
 
     async def _post(self, what: str, path: str, body: dict[str, object], answer: type[Answer]) -> Answer:
         """Make one preparing call; raises ServiceUnreachable, ServiceDeclined or TokenDeclined."""

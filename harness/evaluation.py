@@ -7,6 +7,7 @@ Next: `analysis/validity` and `analysis/judges`; `report` writes what is found h
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,15 @@ from harness.analysis.validity import Finding, find_faults
 from harness.errors import ExitCode
 from harness.folders import data_folder, find_in_checkout
 from harness.sample import Mode
-from harness.sampleset import MANIFEST, Manifest, UnreadableFile, newest_sample_set, read_sample_set, sets_in
+from harness.sampleset import (
+    MANIFEST,
+    Manifest,
+    UnreadableFile,
+    newest_sample_set,
+    read_manifest,
+    read_sample_set,
+    sets_in,
+)
 from harness.slofile import SLO_FILE, read_slos
 
 BASELINE = Path("data/baselines/smoke")
@@ -37,6 +46,7 @@ class Evaluation:
     slos: tuple[Slo, ...]
     findings: tuple[Finding, ...]  # reasons not to trust the measurement; when there are any, nothing was judged
     verdicts: tuple[Verdict, ...]  # empty when there are findings
+    manifest_sha256: dict[str, str]  # of the manifest of each measurement judged, by its id
 
     @property
     def exit_code(self) -> ExitCode:
@@ -79,14 +89,17 @@ def load(
     ]
     slos = read_slos(find_in_checkout(Path(slo_file)))
     data = build_dataset([_frames(path) for path in paths])
+    digests = {
+        read_manifest(path).measurement_id: hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest() for path in paths
+    }
     findings = find_faults(data, partial=partial)
     unmeasured = Path(baseline) == BASELINE and not find_in_checkout(BASELINE).exists()
     if not str(baseline) or unmeasured:
-        return Evaluation(data, None, slos, findings, () if findings else judge_all(slos, data))
+        return Evaluation(data, None, slos, findings, () if findings else judge_all(slos, data), digests)
     compared = build_dataset([_frames(path) for path in sets_in(find_in_checkout(Path(baseline)))])
     findings += (*find_faults(compared), *find_shared(data, compared))
     verdicts = () if findings else (*judge_all(slos, data), *judge_regression(data, compared))
-    return Evaluation(data, compared, slos, findings, verdicts)
+    return Evaluation(data, compared, slos, findings, verdicts, digests)
 
 
 def find_faults_in(path: Path) -> tuple[Finding, ...]:

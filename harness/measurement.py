@@ -95,7 +95,7 @@ def measure(plan: Wanted, target: AbstractContextManager[Target], samples_root: 
     """
     require_writable(samples_root)
     allow_connections(plan.connections, plan.connections_flag)
-    with _terminate_as_interrupt(), target as service:
+    with terminate_as_interrupt(), target as service:
         try:
             return asyncio.run(_measure(plan, service, samples_root))
         except asyncio.CancelledError:  # SIGTERM while the workspaces were being made
@@ -111,10 +111,12 @@ async def _measure(plan: Wanted, target: Target, samples_root: Path) -> Measured
     client, watcher = Client(target.url), Client(target.url, METRICS_TIMEOUT_S)
     recorder = Recorder(samples_root, plan.mode, plan.scenario, plan.parameters() | {"target": target.name})
     resources = Resources(Api(watcher, target.token), target.pids)
-    load = plan.load(client, Api(client, target.token), recorder, resources, target.check)
+    api = Api(client, target.token)
+    load = plan.load(client, api, recorder, resources, target.check)
     try:
         try:
             await load.prepare()
+            recorder.note_quota_revision(await api.active_revision())
         except BaseException:
             recorder.discard()
             raise
@@ -147,7 +149,7 @@ def _interrupt_on_terminate() -> None:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """Treat SIGTERM like Ctrl-C, so that a stack being started or stopped is not left behind."""
     before = signal.getsignal(signal.SIGTERM)
     _interrupt_on_terminate()

@@ -122,6 +122,11 @@ class Recorder:
         """Return what every file of the set names."""
         return self._manifest.measurement_id
 
+    def note_quota_revision(self, revision: int | None) -> None:
+        """Note which quota revision is in force; null when the service does not tell."""
+        self._manifest = dataclasses.replace(self._manifest, quota_revision=revision)
+        self._write_manifest()
+
     def plan(self, requests: int) -> None:
         """Count requests that are about to be made, or would have been: each must get its row."""
         self.planned_requests += requests

@@ -15,11 +15,17 @@ import sys
 from pathlib import Path
 
 from harness import pages, verdictfile
+from harness.analysis.histories import Series, series_of
 from harness.analysis.layout import unbroken
+from harness.analysis.quotas import FRACTION
+from harness.analysis.quotasets import QuotaTable
 from harness.errors import BadUsage, ExitCode, HarnessError
 from harness.evaluation import Evaluation, load
 from harness.execution import page_of, run_notebook
 from harness.folders import data_folder_of_checkout
+from harness.pastreports import past_reports, read_report
+from harness.quotaparameters import NOTEBOOK
+from harness.quotatable import REVISION, quota_table, revision_file
 from harness.request import Request
 
 VERDICT = "verdict.json"
@@ -48,14 +54,16 @@ class Written:
 
 def write_report(request: Request) -> Written:
     """Judge the sample sets and write the report. Raises HarnessError."""
-    if request.out is not None:  # what an earlier report found is no verdict on these samples
-        (request.out / VERDICT).unlink(missing_ok=True)
+    if request.out is not None:  # what an earlier report found is no verdict on these samples, and no quota
+        for stale in (VERDICT, REVISION):
+            (request.out / stale).unlink(missing_ok=True)
     evaluation = load(request.samples, request.slo_file, partial=request.partial, baseline=request.baseline or "")
     folder = _make_folder(request.out, evaluation)
     try:
         _write(request, folder, evaluation)
-    except BaseException:  # of a report that was not finished, nobody may read that it passed
-        (folder / VERDICT).unlink(missing_ok=True)
+    except BaseException:  # of a report that was not finished, nobody may read that it passed, or take quotas
+        for unfinished in (VERDICT, REVISION):
+            (folder / unfinished).unlink(missing_ok=True)
         raise
     lines = (str(folder / "index.html"), "", *pages.verdict_lines(evaluation))
     return Written(folder, evaluation.exit_code, lines)
@@ -65,14 +73,26 @@ def _write(request: Request, folder: Path, evaluation: Evaluation) -> None:
     """Write all files of a report. Raises HarnessError, with some of them written."""
     document = verdictfile.verdict_document(evaluation)
     verdictfile.write_verdict(folder / VERDICT, document)
-    table_files = pages.write_tables(folder / "tables", evaluation)
+    quotas = None if evaluation.findings else _quotas(request, evaluation)
+    table_files = pages.write_tables(folder / "tables", evaluation, quotas)
     (folder / "summary.md").write_text(pages.summary(evaluation), encoding="utf-8")
     (folder / "junit.xml").write_bytes(pages.junit(evaluation))
     shown = [] if evaluation.findings else _show(request, folder, evaluation)
-    pages.write_index(folder / "index.html", evaluation, shown, table_files)
+    proposed = None if quotas is None else revision_file(quotas, evaluation, folder / f"{NOTEBOOK}.ipynb")
+    if proposed is not None:
+        (folder / REVISION).write_bytes(proposed)
+    pages.write_index(folder / "index.html", evaluation, shown, table_files, REVISION if proposed else None)
     # What a CI job reads is what counts: if it is gone or was changed meanwhile, nothing passed.
     if verdictfile.read_verdict(folder / VERDICT) != document:
         raise verdictfile.VerdictFileError(folder / VERDICT, "was changed while the report was made")
+
+
+def _quotas(request: Request, evaluation: Evaluation) -> QuotaTable | None:
+    """Return the table of quotas that its notebook shows; null where that is not run. Raises BadUsage."""
+    if not any(notebook.name == NOTEBOOK for notebook in request.notebooks):
+        return None
+    given = request.parameters[NOTEBOOK]
+    return quota_table(evaluation, given.get("fraction", FRACTION), given.get("active", ""))
 
 
 def _make_folder(out: Path | None, evaluation: Evaluation) -> Path:
@@ -95,8 +115,12 @@ def _make_folder(out: Path | None, evaluation: Evaluation) -> Path:
 def _show(request: Request, folder: Path, evaluation: Evaluation) -> list[pages.Page]:
     """Run each notebook and write its page; return them as the index names them."""
     chosen = request.notebooks
-    shown = [pages.Page(f"{one.name}.html", f"{one.name}.ipynb", one.title, one.contents) for one in chosen]
-    for notebook, page in zip(chosen, shown, strict=True):
+    made = [pages.Page(f"{one.name}.html", f"{one.name}.ipynb", one.title, one.contents) for one in chosen]
+    history = _history(folder)
+    shown = [*made, pages.HISTORY] if history else made
+    if history:
+        pages.write_history(folder / pages.HISTORY.file, history, shown, evaluation)
+    for notebook, page in zip(chosen, made, strict=True):
         _progress(f"running notebook {notebook.name}")
         parameters = request.parameters[notebook.name]
         executed = run_notebook(notebook, parameters, folder / page.notebook, notebook.path.resolve().parent.parent)
@@ -108,6 +132,13 @@ def _show(request: Request, folder: Path, evaluation: Evaluation) -> list[pages.
             raise PageTooLarge(notebook.name, len(markup.encode()))
         (folder / page.file).write_text(markup, encoding="utf-8")
     return shown
+
+
+def _history(folder: Path) -> tuple[Series, ...]:
+    """Return each figure over the reports of this checkout, whose tables are written; empty without an earlier one."""
+    current = read_report(folder)
+    found = () if current is None else series_of(past_reports(data_folder_of_checkout() / "reports", folder), current)
+    return found if any(len(one.points) > 1 for one in found) else ()
 
 
 def _progress(words: str) -> None:

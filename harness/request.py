@@ -16,6 +16,7 @@ from typing import Any
 from harness.errors import BadUsage
 from harness.folders import NOTEBOOKS, find_in_checkout
 from harness.notebooks import Notebook, applicable, check_parameters, find_notebooks
+from harness.quotaparameters import NOTEBOOK, check_quota_parameters
 from harness.sampleset import read_manifest, sets_in
 from harness.slofile import SLO_FILE, SloFileError, read_slos
 
@@ -69,6 +70,9 @@ def check_request(
         "baseline": "" if baseline is None else str(baseline.resolve()),
     }
     checked = check_parameters(chosen, ours, parameters or {})
+    check_quota_parameters(checked.get(NOTEBOOK, {}))
+    if checked.get(NOTEBOOK, {}).get("active"):  # a notebook runs in the checkout, whoever asks from wherever
+        checked[NOTEBOOK]["active"] = str(Path(checked[NOTEBOOK]["active"]).resolve())
     modes = {read_manifest(path).mode for path in samples}
     if notebooks is None:
         chosen = applicable(chosen, modes, baseline=baseline is not None)

@@ -22,6 +22,7 @@ KEYS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "latencies": ("harness.analysis.tables.latency_frame", ("mode", "endpoint", "q"), "requests"),
     "runs": ("harness.analysis.tables.run_frame", ("measurement_id", "runs"), "count"),
     "failures": ("harness.analysis.tables.failure_frame", ("endpoint", "outcome", "status", "error"), "requests"),
+    "quotas": ("harness.analysis.quotas.quota_rows", ("limit",), ""),
     "comparisons": ("harness.analysis.gate.comparison_frame", ("mode", "endpoint", "statistic"), ""),
 }
 """Of each table: the function that makes it, the columns that name a row, and the one that counts its source rows."""

@@ -4,7 +4,9 @@ A quota is a share (25 %) of what the system was shown to carry: of the lower 95
 of the figure measured, which is too high half of the time. Stable is the highest rate that met the SLO; the trials
 there are the unit. Beside each quota stand the same share of the figure itself, the requests in flight that it comes
 to (Little's law), and the difference to the revision in force. A limit whose throughput was not measured well enough
-keeps its value and is INCONCLUSIVE: no quota is ever made from nothing, and zero requests served are nothing.
+keeps its value and is INCONCLUSIVE: no quota is ever made from nothing, and zero requests served are nothing. The same
+holds for what may come at once: it is at most the same share of the highest burst that met the SLO, and without such a
+burst the value in force stays.
 
 Four tenants at full quota use all that there is; how likely more are is `oversubscription`. `revision_bytes` gives the
 file that `quotas propose` reads (docs/quotas.md). Whether it is wise to put it in force is for the service's
@@ -41,7 +43,10 @@ class Throughput:
     limit: Limit  # the rate that it becomes
     served: Floats  # requests answered well in each trial, (n_trials,), in their order
     seconds: Floats  # how long each trial lasted, (n_trials,)
-    waited_ms_mean: float  # mean latency there
+    waited_ms_mean: float  # mean latency there, of good answers
+    offered_per_s: float = math.inf  # rate of arrivals there: nobody is promised more than was asked for
+    burst_shown: int | None = None  # most requests at once that met the SLO; null when none was shown to
+    absent: str = ""  # why there are no trials, where there are none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,10 +96,11 @@ def _row(one: Throughput, active: ClassTable, fraction: float) -> QuotaRow:
     trials = len(one.served)
     known = trials > 0 and float(one.seconds.min()) > 0.0 and float(one.served.sum()) > 0.0
     bounds = ratio_bounds(one.served, one.seconds) if known else None
-    lower = None if bounds is None else bounds.lower
+    lower = None if bounds is None or bounds.lower is None else min(bounds.lower, one.offered_per_s)
     quota = None if lower is None else math.floor(fraction * lower / STEP_PER_S + 1e-9) * STEP_PER_S
-    if bounds is None or lower is None or quota is None or quota < STEP_PER_S:
-        reason = _kept(trials, known=known)
+    burst = None if quota is None or quota < STEP_PER_S else _burst(one, quota, active, fraction)
+    if bounds is None or lower is None or quota is None or burst is None:
+        reason = _kept(one, known=known, bounded=quota is not None and quota >= STEP_PER_S)
         return QuotaRow(
             one.limit, Status.INCONCLUSIVE, trials, bounds.estimate if bounds else None, None, now_per_s,
             None, now.burst if isinstance(now, RateValue) else None, None, None, now_per_s, None, reason,
@@ -106,24 +112,36 @@ def _row(one: Throughput, active: ClassTable, fraction: float) -> QuotaRow:
         f"{percent(fraction)} of {number(lower)}/s, which {plural(trials, 'trials')} show with 95 % confidence "
         f"({number(bounds.estimate)}/s measured)."
     )
+    if one.burst_shown is None:
+        reason += " No burst was shown to meet the SLO: what may come at once stays."
     return QuotaRow(
         one.limit, Status.PASS, trials, bounds.estimate, lower, quota, fraction * bounds.estimate,
-        _burst(one.limit, quota, active), quota * waited_s, lower * waited_s, now_per_s, change, reason,
+        burst, quota * waited_s, lower * waited_s, now_per_s, change, reason,
     )  # fmt: skip
 
 
-def _burst(limit: Limit, per_s: float, active: ClassTable) -> int:
-    """Return what may come at once: a second's worth, and for spawns as many as parents may live at once."""
-    parents = active.live_parent_runs or 1 if limit is Limit.SUBRUN_SPAWN else 1
-    return max(1, parents, math.ceil(per_s))
+def _burst(one: Throughput, per_s: float, active: ClassTable, fraction: float) -> int | None:
+    """Return what may come at once: a second's worth, for spawns as many as parents may live at once, if it was shown.
+
+    At most the fraction of the highest burst that met the SLO, so that as many tenants fit as at their rates. Where
+    none did, the value in force; null when none is in force either.
+    """
+    if one.burst_shown is None:
+        now = active.value(one.limit)
+        return now.burst if isinstance(now, RateValue) else None
+    parents = active.live_parent_runs or 1 if one.limit is Limit.SUBRUN_SPAWN else 1
+    return max(1, min(max(parents, math.ceil(per_s)), math.floor(fraction * one.burst_shown + 1e-9)))
 
 
-def _kept(trials: int, *, known: bool) -> str:
+def _kept(one: Throughput, *, known: bool, bounded: bool) -> str:
     """Say why a limit keeps its value."""
+    trials = len(one.served)
     if not known:
-        return "Nothing was served, which measures nothing: the value in force stays."
+        return f"{one.absent or 'Nothing was served, which measures nothing'}: the value in force stays."
     if trials < MIN_UNITS:
         return f"{plural(trials, 'trials')} have no lower bound, {MIN_UNITS} are needed: the value in force stays."
+    if bounded:
+        return "No burst was shown to meet its SLO, and none is in force: the limit stays lifted."
     return "The trials differ so much that their lower bound is no rate: the value in force stays."
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,6 +34,7 @@ from harness.analysis.dependence import Ints
 from harness.analysis.quantiles import quantile
 from harness.analysis.slo import Status, percent, rounded
 from harness.sample import Endpoint, Mode, Outcome
+from harness.sampleset import MANIFEST, UnreadableFile
 from harness.search import Bracket, Ladder, capacity_ladder, consider, level_of, rate_per_s
 
 INVALID = "INVALID"
@@ -120,12 +122,15 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """What one endpoint's levels come to."""
+    """What one endpoint's levels come to, in one measurement."""
 
+    measurement_id: str
     requirement: RateRequirement
     bracket: Bracket
     levels: tuple[dict[str, Any], ...]  # COLUMNS without the endpoint, by rising rate
     stable: StableThroughput | None  # null when nothing passed
+    best: tuple[Window, ...]  # the trials at the highest rate that passed; empty when nothing did
+    span: Span  # how long each of them was
     invalid_from_per_s: float | None  # lowest rate that the generator could not keep; null when it kept all
 
     @property
@@ -142,15 +147,21 @@ class Capacity:
 def capacities(data: Dataset) -> tuple[Capacity, ...]:
     """Return the answer of each endpoint, measurement by measurement, from what `data` holds of mode capacity.
 
-    Raises msgspec.ValidationError when a manifest does not say what was asked.
+    Raises UnreadableFile for a manifest that does not say what was asked.
     """
     found: list[Capacity] = []
-    for manifest in data.manifests:
+    for manifest, folder in zip(data.manifests, data.folders, strict=True):
         if manifest.mode != Mode.CAPACITY.value:
             continue
-        asked = msgspec.convert(manifest.parameters, Asked)
+        try:
+            asked = msgspec.convert(manifest.parameters, Asked)
+        except msgspec.ValidationError as fault:
+            raise UnreadableFile(
+                Path(folder), MANIFEST, f"its parameters are no search for capacity: {fault}"
+            ) from None
         ours = [frame[frame["measurement_id"] == manifest.measurement_id] for frame in (data.samples, data.resources)]
-        found += [_capacity(asked, requirement, ours[0], ours[1]) for requirement in asked.requirements]
+        name = manifest.measurement_id
+        found += [_capacity(name, asked, requirement, ours[0], ours[1]) for requirement in asked.requirements]
     return tuple(found)
 
 
@@ -160,7 +171,9 @@ def stable_table(found: Sequence[Capacity]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[field.name for field in dataclasses.fields(StableThroughput)])
 
 
-def _capacity(asked: Asked, requirement: RateRequirement, samples: pd.DataFrame, resources: pd.DataFrame) -> Capacity:
+def _capacity(
+    name: str, asked: Asked, requirement: RateRequirement, samples: pd.DataFrame, resources: pd.DataFrame
+) -> Capacity:
     endpoint = requirement.latency.endpoint
     rates = samples.loc[samples["endpoint"] == endpoint.value, "level"].dropna().unique()
     tried: dict[int, RateVerdict] = {}
@@ -173,10 +186,13 @@ def _capacity(asked: Asked, requirement: RateRequirement, samples: pd.DataFrame,
     best = bracket.highest_pass
     invalid = [level for level, verdict in tried.items() if verdict.invalid]
     return Capacity(
+        name,
         requirement,
         bracket,
         tuple(_row(asked, requirement, level, tried[level], windows[level]) for level in tried),
         None if best is None else _stable(endpoint, rate_per_s(best), windows[best]),
+        () if best is None else tuple(windows[best]),
+        asked.span,
         rate_per_s(min(invalid)) if invalid else None,
     )
 

@@ -64,6 +64,7 @@ def test_the_verdicts_are_shown_first() -> None:
         (["smoke"], False, []),
         (["smoke", "burst"], False, []),
         (["burst-limits"], False, ["burst_limits"]),
+        (["capacity", "burst-limits"], False, ["burst_limits", "quota_table"]),
         (["soak", "burst"], False, ["soak_drift"]),
         (["smoke"], True, ["regression"]),
     ],

@@ -19,7 +19,9 @@ from harness.analysis.slo import Status
 from service.quota.limits import Limit
 from service.quota.tables import FIRST, Provenance, RateValue, parse
 
-CREATE = Throughput(Limit.RUN_CREATION, np.array([1180.0, 1230.0, 1190.0, 1210.0, 1190.0]), np.full(5, 30.0), 25.0)
+CREATE = Throughput(
+    Limit.RUN_CREATION, np.array([1180.0, 1230.0, 1190.0, 1210.0, 1190.0]), np.full(5, 30.0), 25.0, burst_shown=256
+)
 
 
 def test_a_quota_is_a_quarter_of_the_lower_bound_by_hand() -> None:
@@ -66,6 +68,29 @@ def test_a_spawn_s_burst_serves_every_parent_that_may_live() -> None:
     slow = dataclasses.replace(CREATE, limit=Limit.SUBRUN_SPAWN, served=CREATE.served / 10.0)
     (row,) = quota_rows([slow], FIRST.default)
     assert row.burst == 5
+
+
+@pytest.mark.parametrize(
+    ("shown", "burst", "words"),
+    [
+        # a quarter of the highest burst that met the SLO, so that four tenants fit
+        (24, 6, "measured)."),
+        # nothing is less than one
+        (2, 1, "measured)."),
+        # a second's worth, however large a burst was shown
+        (4096, 10, "measured)."),
+        # without one the value in force
+        (None, 11, "what may come at once stays."),
+    ],
+)
+def test_what_may_come_at_once_was_shown_to_be_served(shown: int | None, burst: int, words: str) -> None:
+    (row,) = quota_rows([dataclasses.replace(CREATE, burst_shown=shown)], FIRST.default)
+    assert (row.status, row.burst, row.reason.endswith(words)) == (Status.PASS, burst, True)
+
+
+def test_nobody_is_promised_more_than_was_asked_of_the_system() -> None:
+    (row,) = quota_rows([dataclasses.replace(CREATE, offered_per_s=20.0)], FIRST.default)
+    assert (row.throughput_per_s_lower, row.quota_per_s) == (20.0, 5.0)
 
 
 def test_the_revision_is_one_that_the_service_reads_and_changes_the_measured_rates_alone() -> None:
