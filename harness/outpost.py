@@ -71,6 +71,7 @@ class Outpost:
         """Start the sender of an Order, wait for its connections, return an Arrived."""
         self._order = msgspec.msgpack.decode(order, type=Order)
         self._asked = asyncio.Event()
+        self._standing = False
         self._told: list[Told] = []
         self._fresh: list[Part] = []  # written, and not told yet
         self._fault: str | None = None
@@ -95,6 +96,7 @@ class Outpost:
             fault = f"was not ready after {READY_S:g} s"
         if fault is None:
             self._parts = _Parts(self._order)
+            self._standing = True
             self._tasks = [asyncio.create_task(self._see_to_it_that_somebody_asks())]
         else:
             await self._process.stop()
@@ -129,7 +131,9 @@ class Outpost:
         return msgspec.msgpack.encode(Word(told, self._fault))
 
     async def end(self) -> None:
-        """See the sender out and forget its rows, which were told."""
+        """See the sender out and forget its rows, which were told; nothing where it never stood."""
+        if not self._standing:
+            return
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
