@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +16,8 @@ from typing import Any, Protocol
 
 from harness.api import Api
 from harness.client import Client
-from harness.errors import BadUsage, ExitCode, HarnessError
+from harness.descriptors import allow_connections
+from harness.errors import ExitCode, HarnessError
 from harness.progress import Told, shown
 from harness.recorder import Recorder, require_writable
 from harness.resources import Resources
@@ -25,7 +25,6 @@ from harness.sample import Mode
 from harness.target import Target
 
 METRICS_TIMEOUT_S = 2.0  # a look at the machine is due every second; one may be lost, not more
-SPARE_DESCRIPTORS = 64  # files, pipes and the preparing connections
 
 
 class Interrupted(HarnessError):
@@ -95,7 +94,7 @@ def measure(plan: Wanted, target: AbstractContextManager[Target], samples_root: 
     Interrupted on Ctrl-C or SIGTERM, after the runs under way were cancelled.
     """
     require_writable(samples_root)
-    _allow_connections(plan)
+    allow_connections(plan.connections, plan.connections_flag)
     with terminate_as_interrupt(), target as service:
         try:
             return asyncio.run(_measure(plan, service, samples_root))
@@ -158,17 +157,3 @@ def terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _allow_connections(plan: Wanted) -> None:
-    """Raise this process's limit of open files to what the plan's connections need, or refuse."""
-    needed = plan.connections + SPARE_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise BadUsage(
-            f"{plan.connections_flag} {plan.connections} needs {needed} open files and {hard} are allowed here:"
-            " give a smaller one"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

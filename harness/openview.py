@@ -10,6 +10,7 @@ import time
 from collections import deque
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from harness.arrivals import Nanoseconds
@@ -19,6 +20,30 @@ from harness.sender import Report
 
 WINDOW_S = 5.0
 _OK, _NOT_SENT = OUTCOME_CODE[Outcome.OK], OUTCOME_CODE[Outcome.NOT_SENT]
+
+
+class Glimpse(msgspec.Struct, frozen=True):
+    """What of a report's rows is shown; taken where the rows are, which may be another machine."""
+
+    requests: int
+    errors: int  # that did not end well, those never sent included
+    not_sent: int
+    answered: int  # arrivals whose own request ended well
+    latency_ms: bytes  # of arrivals' own requests, packed as float32
+
+
+def glimpse_of(rows: np.ndarray[Any, Any]) -> Glimpse:
+    """Return what is shown of packed rows (`samplebuffer.Batch.rows`)."""
+    own = rows[rows["child"] == 0]
+    own = own[own["endpoint"] == own["endpoint"].min()] if len(own) else own  # creates come before polls in Endpoint
+    known = own[(own["done"] >= 0) & (own["intended"] >= 0)]
+    return Glimpse(
+        requests=len(rows),
+        errors=int((rows["outcome"] != _OK).sum()),
+        not_sent=int((rows["outcome"] == _NOT_SENT).sum()),
+        answered=int((own["outcome"] == _OK).sum()),
+        latency_ms=((known["done"] - known["intended"]) / 1e6).astype("<f4").tobytes(),
+    )
 
 
 class _Lately:
@@ -52,21 +77,15 @@ class OpenTally:
         """Note the instant from which the schedule counts."""
         self._start_at_ns = start_at_ns
 
-    def take(self, rows: np.ndarray[Any, Any], report: Report) -> None:
+    def take(self, glimpse: Glimpse, report: Report) -> None:
         """Take what one sender reported."""
-        own = rows[rows["child"] == 0]
-        own = (
-            own[own["endpoint"] == own["endpoint"].min()] if len(own) else own
-        )  # creates come before polls in Endpoint
-        well = rows["outcome"] == _OK
-        self.requests += len(rows)
-        self.errors += int(len(rows) - well.sum())
-        self.not_sent += int((rows["outcome"] == _NOT_SENT).sum())
-        self.ended += sum(run.parent_run_key is None for run in report.runs) if self._follow_up else len(rows)
-        known = own[(own["done"] >= 0) & (own["intended"] >= 0)]
-        latency_ms = (known["done"] - known["intended"]) / 1e6
-        answered = int((own["outcome"] == _OK).sum())
-        self._lately.append(_Lately(time.monotonic(), answered, latency_ms, report.strain.lag_ms or 0.0))
+        self.requests += glimpse.requests
+        self.errors += glimpse.errors
+        self.not_sent += glimpse.not_sent
+        parents = sum(run.parent_run_key is None for run in report.runs)
+        self.ended += parents if self._follow_up else glimpse.requests
+        latency_ms = np.frombuffer(glimpse.latency_ms, "<f4")
+        self._lately.append(_Lately(time.monotonic(), glimpse.answered, latency_ms, report.strain.lag_ms or 0.0))
 
     @property
     def milestone(self) -> int:

@@ -3,10 +3,8 @@
 On the hot path a request is only packed into memory (`samplebuffer`). Every `FLUSH_INTERVAL_S` the caller takes what
 gathered (`collect`, on the event loop) and writes it (`write`, in a thread, where Arrow lets go of the interpreter).
 
-On disk each table has closed files and one open file. The open file is rewritten whole under a temporary name and
-renamed over the old one, so at every instant each file is complete Parquet and no row is in two of them. At `PART_ROWS`
-it is closed: hashed, listed in the manifest, never touched again. Runs and resources are merged into one file at the
-end. The manifest says `complete: true` only after everything else is on disk. `sampleset` reads all this.
+How each table grows on disk is in `tablefiles`. The manifest says `complete: true` only after everything else is on
+disk. Rows of senders on other machines come as parts that were written there (`cluster`). `sampleset` reads all this.
 """
 
 from __future__ import annotations
@@ -22,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from harness import machine
 from harness.errors import BadUsage
@@ -31,107 +27,17 @@ from harness.sample import Mode, ResourceSample, RunRecord, Sample, arrow_schema
 from harness.samplebuffer import Batch, SampleBuffer, sample_table
 from harness.sampleset import (
     MANIFEST,
-    WHOLE_KEY,
     Clock,
     Instant,
     Manifest,
     SampleSetError,
+    SenderClock,
     Source,
     read_manifest,
-    sha256_of,
 )
+from harness.tablefiles import Part, TableFiles, keep_part, row_table
 
 FLUSH_INTERVAL_S = 0.5  # half of what a kill may cost, so that a slow disk has the other half
-PART_ROWS = 20_000  # rewriting so many rows takes some 20 ms of a thread
-
-
-def _row_table(rows: Sequence[object], schema: pa.Schema) -> pa.Table:
-    """Turn row dataclasses into columns."""
-    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _write_parquet(table: pa.Table, file: Path) -> None:
-    """Write the file whole under a temporary name, then rename it into place."""
-    hidden = file.with_name(f".{file.name}.tmp")
-    integers = [field.name for field in table.schema if pa.types.is_int64(field.type)]
-    floats = [field.name for field in table.schema if pa.types.is_float64(field.type)]
-    # A key is different in every row, but it begins like the one before.
-    keys = [name for name in table.schema.names if name == "run_key"]
-    repeated = [name for name in table.schema.names if name not in {*integers, *floats, *keys}]
-    pq.write_table(
-        table,
-        hidden,
-        compression="zstd",
-        use_dictionary=repeated,
-        column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED")
-        | dict.fromkeys(floats, "BYTE_STREAM_SPLIT")
-        | dict.fromkeys(keys, "DELTA_BYTE_ARRAY"),
-    )
-    os.replace(hidden, file)
-
-
-class _TableFiles:
-    """One table of the set on disk: closed files with their hashes, and one open file."""
-
-    def __init__(self, folder: Path, stem: str, schema: pa.Schema, *, ends_as_one: bool) -> None:
-        self.closed: dict[str, str] = {}
-        self._folder = folder
-        self._stem = stem
-        self._schema = schema
-        self._ends_as_one = ends_as_one
-        self._open = schema.empty_table()
-        self._write_open(self._open)
-
-    def _open_name(self) -> str:
-        return f"{self._stem}.parquet" if self._ends_as_one else self._part_name()
-
-    def _part_name(self) -> str:
-        return f"{self._stem}-{len(self.closed) + 1:05d}.parquet"
-
-    def _write_open(self, table: pa.Table) -> None:
-        _write_parquet(table, self._folder / self._open_name())
-
-    def extend(self, table: pa.Table, passing: pa.Table | None = None) -> None:
-        """Add rows; `passing` rows are written too, and replaced at the next call (runs that are still live)."""
-        if len(table):
-            self._open = pa.concat_tables([self._open, table]).combine_chunks()
-        elif passing is None:
-            return
-        self._write_open(self._open if passing is None else pa.concat_tables([self._open, passing]))
-        if len(self._open) >= PART_ROWS and not (passing is not None and len(passing)):
-            self._close_part()
-
-    def _close_part(self) -> None:
-        name = self._part_name()
-        os.replace(self._folder / self._open_name(), self._folder / name)
-        self.closed[name] = sha256_of(self._folder / name)
-        self._open = self._schema.empty_table()
-        self._write_open(self._open)
-
-    def finish(self) -> dict[str, str]:
-        """Bring the table into its final files and return each with its hash."""
-        name = self._open_name()
-        if not self._ends_as_one:
-            if self.closed and not len(self._open):
-                (self._folder / name).unlink()  # the last part was just closed: no empty one after it
-                return self.closed
-            return self.closed | {name: sha256_of(self._folder / name)}
-        if self.closed:
-            self._merge(self._folder / name)
-        return {name: sha256_of(self._folder / name)}
-
-    def _merge(self, whole: Path) -> None:
-        """Join all parts into one file. The mark on it makes parts that a kill left behind harmless."""
-        hidden = whole.with_name(f".{whole.name}.tmp")
-        schema = self._schema.with_metadata({**self._schema.metadata, WHOLE_KEY: b"true"})
-        with pq.ParquetWriter(hidden, schema, compression="zstd") as writer:
-            for part in [*self.closed, whole.name]:
-                table = pq.read_table(self._folder / part, partitioning=None).cast(schema)
-                writer.write_table(table)
-        os.replace(hidden, whole)
-        for part in self.closed:
-            (self._folder / part).unlink()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,6 +48,7 @@ class Collected:
     runs: list[RunRecord]
     live: list[RunRecord]
     resources: list[ResourceSample]
+    parts: list[Part]
     planned_requests: int
     at: Instant
 
@@ -171,7 +78,11 @@ class Recorder:
         self._written = 0  # sample rows on disk
         self._runs: list[RunRecord] = []
         self._resources: list[ResourceSample] = []
-        self._mode, self._scenario = mode, scenario
+        self._parts: list[Part] = []
+        self._foreign: dict[str, Part] = {}  # parts of other machines, without their content
+        self.senders: tuple[SenderClock, ...] = ()  # of senders on other machines
+        self.stored: str | None = None  # where their parts were left
+        self.mode, self.scenario = mode, scenario
         self._is_imported = imported_as is not None
         self.source = source or Source()  # of imported rows, more is known when all were read
         commit, now = None if self._is_imported else machine.commit(), _now()
@@ -200,11 +111,16 @@ class Recorder:
         try:
             self.path.mkdir(parents=True)
             self._write_manifest()
-            self._sample_files = _TableFiles(self.path, "samples", self._sample_schema, ends_as_one=False)
-            self._run_files = _TableFiles(self.path, "runs", self._run_schema, ends_as_one=True)
-            self._resource_files = _TableFiles(self.path, "resources", self._resource_schema, ends_as_one=True)
+            self._sample_files = TableFiles(self.path, "samples", self._sample_schema, ends_as_one=False)
+            self._run_files = TableFiles(self.path, "runs", self._run_schema, ends_as_one=True)
+            self._resource_files = TableFiles(self.path, "resources", self._resource_schema, ends_as_one=True)
         except OSError as fault:
             raise unwritable(root, fault) from None
+
+    @property
+    def measurement_id(self) -> str:
+        """Return what every file of the set names."""
+        return self._manifest.measurement_id
 
     def note_quota_revision(self, revision: int | None) -> None:
         """Note which quota revision is in force; null when the service does not tell."""
@@ -224,40 +140,51 @@ class Recorder:
         self._resources.append(row)
         self.on_look(row)
 
+    def add_part(self, part: Part) -> None:
+        """Add rows that were written on another machine, in place of an earlier part of that name."""
+        self._parts.append(part)
+
     def collect(self) -> Collected:
         """Take what gathered; cheap, on the event loop."""
         runs, self._runs = self._runs, []
         resources, self._resources = self._resources, []
+        parts, self._parts = self._parts, []
         live = list(self.live_runs())
-        return Collected(self.samples.take(), runs, live, resources, self.planned_requests, _now())
+        return Collected(self.samples.take(), runs, live, resources, parts, self.planned_requests, _now())
 
     def write(self, collected: Collected) -> None:
         """Bring what was collected to disk. One call at a time, in order."""
-        table = sample_table(collected.batch, self._mode, self._scenario, self._sample_schema)
+        table = sample_table(collected.batch, self.mode, self.scenario, self._sample_schema)
         self._sample_files.extend(table)
         self._written += len(table)
-        live = _row_table(collected.live, self._run_schema)
-        self._run_files.extend(_row_table(collected.runs, self._run_schema), live)
-        self._resource_files.extend(_row_table(collected.resources, self._resource_schema))
+        for part in {part.name: part for part in collected.parts}.values():
+            keep_part(self.path, part)
+            self._foreign[part.name] = msgspec.structs.replace(part, content=None)
+        live = row_table(collected.live, self._run_schema)
+        self._run_files.extend(row_table(collected.runs, self._run_schema), live)
+        self._resource_files.extend(row_table(collected.resources, self._resource_schema))
         clock = self._manifest.clock if self._is_imported else Clock(self._manifest.clock.start, collected.at)
         self._vouch(collected.planned_requests, clock)
 
     def write_rows(self, rows: Sequence[Sample], clock: Clock) -> None:
         """Bring imported rows to disk, each of them planned by being there; `clock` spans all so far."""
         self.planned_requests += len(rows)
-        self._sample_files.extend(_row_table(rows, self._sample_schema))
+        self._sample_files.extend(row_table(rows, self._sample_schema))
         self._written += len(rows)
         self._vouch(self.planned_requests, clock)
 
     def _vouch(self, planned_requests: int, clock: Clock) -> None:
         """Bring the manifest up to what is on disk."""
         closed = self._sample_files.closed | self._run_files.closed | self._resource_files.closed
+        closed = closed | {part.name: part.sha256 for part in self._foreign.values() if part.closed}
         self._manifest = dataclasses.replace(
             self._manifest,
             planned_requests=planned_requests,
             clock=clock,
             files=closed,
             source=self.source,
+            senders=self.senders,
+            stored=self.stored,
         )
         self._write_manifest()
 
@@ -267,8 +194,10 @@ class Recorder:
         `complete` says that the whole plan was carried out; the set is complete if its rows bear that out.
         """
         self.write(self.collect())
-        complete = complete and self._written == self.planned_requests
-        files = self._sample_files.finish() | self._run_files.finish() | self._resource_files.finish()
+        written = self._written + sum(part.rows for part in self._foreign.values())
+        complete = complete and written == self.planned_requests
+        files = {name: part.sha256 for name, part in self._foreign.items()}
+        files |= self._sample_files.finish() | self._run_files.finish() | self._resource_files.finish()
         self._manifest = dataclasses.replace(self._manifest, files=files, complete=complete)
         self._write_manifest()
         return self._manifest

@@ -10,12 +10,14 @@ import argparse
 from typing import Any
 
 from harness.arrivals import RUNS_MAX, Arrivals, EmptyArrivals, Schedule
+from harness.crew import Crew
 from harness.errors import BadUsage
 from harness.flags import SECONDS_MAX, above_zero, seconds, whole
 from harness.generator import Plan
 from harness.openloop import OpenPlan
 from harness.sample import Mode
 from harness.scenario import Habits
+from harness.sender_process import LocalCrew
 
 CHILDREN_MAX = 4  # the service's cap of pending subruns per parent
 RATE_MAX = 50_000.0  # creates per second: more than any machine of today could be sent
@@ -27,6 +29,7 @@ CLOSED_MODES = (Mode.SMOKE, Mode.BURST, Mode.SOAK)
 
 _CLOSED_ONLY = {"runs": 5, "soak_interval": 0.0}  # and their defaults
 _OPEN_ONLY = {"rate": None, "duration": None, "workers": 1, "connections": 256, "seed": 1}
+_OPEN_ONLY |= {"dask": None, "dask_storage": None}
 
 
 def add_flags(run: argparse.ArgumentParser) -> None:
@@ -44,6 +47,12 @@ def add_flags(run: argparse.ArgumentParser) -> None:
         help="open loop: seconds in which creates are due; what they began is waited for")  # fmt: skip
     add("--workers", type=whole(1, WORKERS_MAX), metavar="N",
         help=f"open loop: sending processes (default: {_OPEN_ONLY['workers']})")  # fmt: skip
+    add("--dask", metavar="ADDRESS",
+        help="open loop: send from the workers of this Dask cluster, tcp://host:port of its scheduler, one sender on"
+        " each (--workers N: on so many of them)")  # fmt: skip
+    add("--dask-storage", metavar="URL",
+        help="with --dask: leave the samples in this folder that all machines reach, as fsspec names it (file:///shared,"
+        " s3://bucket/x); default: they are sent here")  # fmt: skip
     add("--connections", type=whole(1, CONNECTIONS_MAX), metavar="N",
         help="open loop: connections of all senders together; a request that finds none free waits, and the wait is"
         f" in its latency (default: {_OPEN_ONLY['connections']})")  # fmt: skip
@@ -112,10 +121,9 @@ def _open(arguments: argparse.Namespace) -> OpenPlan:
     for name in ("rate", "duration"):
         if getattr(arguments, name) is None:
             raise BadUsage(f"--arrivals {kind} needs --{name}")
-    workers = _value(arguments, "workers", _OPEN_ONLY)
+    if arguments.dask_storage is not None and arguments.dask is None:
+        raise BadUsage("--dask-storage needs --dask: senders of this machine write where --out says")
     connections = _value(arguments, "connections", _OPEN_ONLY)
-    if connections < workers:
-        raise BadUsage(f"--connections {connections} is fewer than --workers {workers}: each sender needs one")
     if arguments.rate * arguments.duration > ARRIVALS_MAX:
         raise BadUsage(f"--rate times --duration is more than {ARRIVALS_MAX:,} arrivals: give less of one")
     schedule = Schedule(
@@ -130,4 +138,19 @@ def _open(arguments: argparse.Namespace) -> OpenPlan:
     except EmptyArrivals as fault:
         raise BadUsage(f"--rate and --duration: {fault}") from None
     habits = Habits(arguments.children, arguments.poll_interval, arguments.poll_timeout)
-    return OpenPlan(schedule, workers, connections, habits)
+    workers, crew = _crew(arguments)  # last: it asks the cluster, and all else can be refused before
+    if connections < workers:
+        raise BadUsage(f"--connections {connections} is fewer than --workers {workers}: each sender needs one")
+    return OpenPlan(schedule, workers, connections, habits, crew=crew)
+
+
+def _crew(arguments: argparse.Namespace) -> tuple[int, Crew]:
+    """Return how many send, and where; raises BadUsage, or another HarnessError of a cluster that cannot."""
+    if arguments.dask is None:
+        if arguments.dask_storage is not None:
+            raise BadUsage("--dask-storage needs --dask: senders of this machine write where --out says")
+        return _value(arguments, "workers", _OPEN_ONLY), LocalCrew()
+    from harness.cluster import ClusterCrew, survey
+
+    cluster = survey(arguments.dask, arguments.workers, arguments.dask_storage)
+    return len(cluster.workers), ClusterCrew(cluster)

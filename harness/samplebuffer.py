@@ -56,6 +56,17 @@ class Batch:
         parts = [np.frombuffer(chunk, _DTYPE, used) for chunk, used in self.chunks]
         return np.concatenate(parts) if parts else np.empty(0, _DTYPE)
 
+    def shifted(self, by_ns: int) -> Batch:
+        """Return the same rows as a clock shows them that is `by_ns` ahead; what is unknown stays so."""
+        moved: list[tuple[bytes | bytearray, int]] = []
+        for chunk, used in self.chunks:
+            packed = bytearray(memoryview(chunk)[: used * _PACK.size])
+            rows = np.frombuffer(packed, _DTYPE, used)
+            for name in ("intended", "sent", "first_byte", "done"):
+                rows[name] += np.where(rows[name] == UNKNOWN, 0, by_ns)
+            moved.append((packed, used))
+        return Batch(moved, self.errors)
+
 
 class SampleBuffer:
     """Packs requests into preallocated memory. Not for two threads at once."""

@@ -16,7 +16,7 @@ closed files are vouched for by hash, the open ones only by their own Parquet fo
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import io
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from harness.errors import ExitCode, HarnessError
 from harness.sample import SCHEMA_VERSION, ResourceSample, RunRecord, Sample, arrow_schema
+from harness.setfiles import SetFiles, sha256_of
 
 MANIFEST = "manifest.json"
 SETS_NAMED_MAX = 3  # of the sets in a folder that is none itself; the newest
@@ -48,6 +49,19 @@ class Clock:
 
     start: Instant
     end: Instant  # of an incomplete set: when the manifest was last written
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SenderClock:
+    """How the clock of a sender on another machine stood to the one of the set; its rows are stamped by the latter."""
+
+    worker: int  # as in the rows
+    offset_us: float  # its clock less the set's, before the load; known to be right within the uncertainty
+    uncertainty_us: float
+    round_trips: int  # of which the shortest counts
+    end_offset_us: float | None  # the same after the load; null when it was not there any more
+    end_uncertainty_us: float | None
+    machine: dict[str, Any]  # where it was
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,6 +91,8 @@ class Manifest:
     files: dict[str, str]  # name: sha256 in hex; while incomplete, the closed files only
     complete: bool  # false until every planned request has its row
     source: Source
+    senders: tuple[SenderClock, ...] = ()  # that were not processes of the recording machine
+    stored: str | None = None  # folder (fsspec URL) of the files of samples that are not beside the manifest
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,7 +193,8 @@ def read_sample_set(path: Path) -> SampleSet:
     Raises a SampleSetError that names the file at fault.
     """
     manifest = read_manifest(path)
-    names = {entry.name for entry in path.glob("*.parquet")}
+    files = SetFiles(path, manifest.stored)
+    names = files.names()
     samples = sorted(name for name in names if name.startswith("samples-"))
     parts = {
         Sample: samples or ["samples-00001.parquet"],
@@ -187,7 +204,7 @@ def read_sample_set(path: Path) -> SampleSet:
     wanted = {name for part in parts.values() for name in part}
     if manifest.complete:
         _refuse_unlisted(path, manifest, wanted)
-    tables = {row: _read_parts(path, manifest, row, part) for row, part in parts.items()}
+    tables = {row: _read_parts(path, files, manifest, row, part) for row, part in parts.items()}
     return SampleSet(path, manifest, tables[Sample], tables[RunRecord], tables[ResourceSample])
 
 
@@ -225,17 +242,11 @@ def sets_in(path: Path) -> list[Path]:
     return found
 
 
-def sha256_of(file: Path) -> str:
-    """Return the file's sha256 in hex, as the manifest lists it."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _single(path: Path, stem: str, names: set[str]) -> list[str]:
     """Name the files of a table that ends as one file: its parts while it grows, itself when they were merged."""
     whole = f"{stem}.parquet"
     parts = sorted(name for name in names if name.startswith(f"{stem}-"))
-    if whole in names and parts and WHOLE_KEY in _metadata(path, whole):
+    if whole in names and parts and WHOLE_KEY in _metadata(path, whole, path / whole):
         return [whole]
     return [*parts, whole] if whole in names or not parts else parts
 
@@ -248,30 +259,31 @@ def _refuse_unlisted(path: Path, manifest: Manifest, present: set[str]) -> None:
             raise UnlistedFile(path, name)
 
 
-def _metadata(path: Path, name: str) -> dict[bytes, bytes]:
+def _metadata(path: Path, name: str, source: Path | io.BytesIO) -> dict[bytes, bytes]:
     try:
-        return pq.read_schema(path / name).metadata or {}
+        return pq.read_schema(source).metadata or {}
     except (OSError, pa.ArrowException) as fault:
         raise UnreadableFile(path, name, _first_line(fault)) from None
 
 
-def _read_parts(path: Path, manifest: Manifest, row: type, names: list[str]) -> pa.Table:
+def _read_parts(path: Path, files: SetFiles, manifest: Manifest, row: type, names: list[str]) -> pa.Table:
     """Read and join the files of one table, each checked: metadata, columns, hash."""
     expected = arrow_schema(row, manifest.measurement_id)
     tables = []
     for name in names:
-        metadata = _metadata(path, name)
+        source = files.source(name)
+        metadata = _metadata(path, name, source)
         version, measurement = metadata.get(VERSION_KEY), metadata.get(MEASUREMENT_KEY)
         if version != str(SCHEMA_VERSION).encode():
             raise UnknownSchemaVersion(path, name, _text(version))
         if measurement != manifest.measurement_id.encode():
             raise MixedMeasurements(path, name, manifest.measurement_id, _text(measurement))
         try:
-            table = _with_later_columns(pq.read_table(path / name, partitioning=None), row, expected).cast(expected)
+            table = _with_later_columns(pq.read_table(source, partitioning=None), row, expected).cast(expected)
         except (OSError, ValueError, pa.ArrowException) as fault:
             raise UnreadableFile(path, name, _first_line(fault)) from None
         recorded = manifest.files.get(name)
-        if recorded is not None and (found := sha256_of(path / name)) != recorded:
+        if recorded is not None and (found := sha256_of(source)) != recorded:
             raise HashMismatch(path, name, recorded, found)
         tables.append(table)
     return pa.concat_tables(tables).unify_dictionaries().replace_schema_metadata(expected.metadata)

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
+from harness.analysis.alignment import misalignments
 from harness.analysis.dataset import Dataset
 from harness.analysis.lateness import CLOSED_LOOP, lateness
 from harness.analysis.slo import number, plural
@@ -46,7 +47,7 @@ class Fault(enum.StrEnum):
     DUPLICATE_ROWS = "duplicate_rows"  # the same request twice, the same run twice, the same measurement twice
     MIXED_MEASUREMENTS = "mixed_measurements"  # rows of another mode, or repetitions of different systems
     CLOCK_STEP = "clock_step"  # wall and monotonic clock disagree about the duration
-    CLOCK_SKEW = "clock_skew"  # rows outside of the measurement's time
+    CLOCK_SKEW = "clock_skew"  # rows outside of the measurement's time, or senders' clocks apart
     CLOCK_ORDER = "clock_order"  # done before sent, or sent before due
     LATENCY_MISMATCH = "latency_mismatch"  # a latency that its instants do not give
     OUTCOME_MISMATCH = "outcome_mismatch"  # an outcome that its status or its instants contradict
@@ -80,6 +81,7 @@ def find_faults(data: Dataset, *, partial: bool = False) -> tuple[Finding, ...]:
             *_order(samples),
             *_latencies(samples),
             *_outcomes(manifest, samples),
+            *((Fault.CLOCK_SKEW, told, 0) for told in misalignments(manifest)),
             *((Fault.GENERATOR_LATE, *told) for told in lateness(manifest, samples, resources)),
         ):
             findings.append(Finding(fault, manifest.measurement_id, detail, rows))

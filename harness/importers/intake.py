@@ -30,9 +30,10 @@ from harness.importers.shown import Tell, shown
 from harness.importers.source import BadLine, Lines, NotThisFile, Unusable, opened
 from harness.importers.vegeta import VegetaCsv, VegetaJson
 from harness.measurement import Interrupted
-from harness.recorder import PART_ROWS, Recorder, require_writable, unwritable
+from harness.recorder import Recorder, require_writable, unwritable
 from harness.sample import Endpoint, Mode, Outcome, Sample
 from harness.sampleset import Clock, Instant
+from harness.tablefiles import PART_ROWS
 
 IMPORTERS: dict[Format, Callable[[], Importer]] = {
     Format.K6_CSV: K6Csv,

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.analysis.slo import Status
 from harness.errors import ExitCode
 from harness.evaluation import BASELINE, load
+from harness.sample import Mode
 from harness.sampleset import SampleSetError
 from tests.harness.synthetic import Plan, write_sample_set
 
@@ -62,3 +64,15 @@ def test_a_set_of_no_rows_leaves_every_promise_open(tmp_path: Path) -> None:
         [write_sample_set(tmp_path, Plan(runs=1), [lambda rows: rows.samples.clear()], {"planned_requests": 0})]
     )
     assert (found.findings, found.exit_code) == ((), ExitCode.INCONCLUSIVE)
+
+
+def test_an_open_loop_is_judged_by_what_any_steady_load_must_meet(tmp_path: Path) -> None:
+    found = load([write_sample_set(tmp_path, Plan(mode=Mode.OPEN, runs=200))], SLOS)
+    assert found.findings == ()
+    assert {each.name: each.verdict for each in found.verdicts if each.mode is Mode.OPEN} == {
+        "create-mean": Status.PASS,
+        "spawn-mean": Status.PASS,
+        "snapshot-p95": Status.PASS,
+        "no-failed-responses": Status.PASS,
+    }
+    assert found.exit_code is ExitCode.PASSED

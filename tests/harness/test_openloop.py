@@ -13,13 +13,15 @@ import pytest
 from harness.api import Api
 from harness.arrivals import Arrivals, Schedule
 from harness.client import Client
+from harness.crew import SenderFailed
 from harness.errors import ServiceUnreachable
-from harness.openloop import OpenLoop, OpenPlan, SenderFailed
+from harness.openloop import OpenLoop, OpenPlan
 from harness.recorder import Recorder
 from harness.resources import Resources
 from harness.sample import Endpoint
 from harness.sampleset import SampleSet, read_sample_set
 from harness.scenario import Habits
+from harness.sender_process import SenderProcess
 from tests.harness.fake_service import Answer, ModelService, always, http, serving
 
 RUNS = Habits(children=1, poll_interval_s=0.01, poll_timeout_s=5.0)
@@ -140,6 +142,7 @@ async def test_a_sender_that_is_killed_ends_the_measurement_and_keeps_what_came_
         model.on_poll = lambda run_id: polled.set() if len(model.polls) == 15 else None
         work = asyncio.create_task(load.carry_out())
         await polled.wait()
+        assert isinstance(load._senders[1], SenderProcess)
         os.kill(load._senders[1].pid, signal.SIGKILL)
         with pytest.raises(SenderFailed, match=r"^sending process 1 was killed by signal 9 before its part"):
             await work

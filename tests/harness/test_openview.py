@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.openview import OpenTally
+from harness.openview import OpenTally, glimpse_of
 from harness.progress import LivePanel, shown
 from harness.sample import Endpoint, Outcome
 from harness.samplebuffer import NAN, UNKNOWN, Batch, SampleBuffer
@@ -41,11 +41,11 @@ def test_rates_and_latencies_are_of_the_last_five_seconds(monkeypatch) -> None: 
     tally.begin(100 * SECOND)
     clock.now_s = 101.0
     batch, told = report(*[(Endpoint.CREATE, 900.0, Outcome.OK)] * 10, lag_ms=7.0)
-    tally.take(batch.rows(), told)
+    tally.take(glimpse_of(batch.rows()), told)
     clock.now_s = 108.0
     answered = [(Endpoint.CREATE, float(ms), Outcome.OK) for ms in range(1, 20)]
     batch, told = report(*answered, (Endpoint.CREATE, 20.0, Outcome.HTTP_ERROR), (Endpoint.SNAPSHOT, 5e3, Outcome.OK))
-    tally.take(batch.rows(), told)
+    tally.take(glimpse_of(batch.rows()), told)
     assert tally.line() == (
         "31/200 arrivals: offered 10.0/s, achieved 3.8/s, p50 10.0 ms, p95 19.0 ms, 1 errors of 31 requests, send lag"
         " 0.5 ms"
@@ -69,7 +69,7 @@ async def test_a_terminal_gets_a_panel_with_every_figure(tmp_path: Path) -> None
     tally = OpenTally(np.arange(3, dtype=np.int64), follow_up=False)
     async with shown(tally, stream):
         batch, told = report((Endpoint.CREATE, 2.0, Outcome.OK), (Endpoint.CREATE, 2.0, Outcome.NOT_SENT))
-        tally.take(batch.rows(), told)
+        tally.take(glimpse_of(batch.rows()), told)
     drawn = stream.getvalue()
     for name, value in tally.facts():
         assert name in drawn

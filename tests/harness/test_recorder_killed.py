@@ -12,10 +12,10 @@ from harness.sampleset import read_sample_set
 RECORD = """
 import sys
 from pathlib import Path
-from harness import recorder as recording
+from harness import tablefiles
 from harness.recorder import Recorder
 from harness.sample import Endpoint, Mode, Outcome, RunRecord
-recording.PART_ROWS = int(sys.argv[2])
+tablefiles.PART_ROWS = int(sys.argv[2])
 recorder = Recorder(Path(sys.argv[1]), Mode.SOAK, "scenario", {})
 for run in range(1, 1_000_000):
     recorder.plan(1)

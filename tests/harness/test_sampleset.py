@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness import recorder as recording
+from harness import tablefiles
 from harness.errors import BadUsage, ExitCode
 from harness.recorder import Recorder, require_writable
 from harness.sample import Endpoint, Mode, Outcome, ResourceSample, RunRecord, Sample, arrow_schema
@@ -108,7 +108,7 @@ def test_the_manifest_says_what_was_asked_and_vouches_for_every_file(tmp_path: P
     manifest = json.loads((path / "manifest.json").read_bytes())
     assert list(manifest) == [
         "measurement_id", "mode", "parameters", "planned_requests", "attempt", "commit", "versions", "machine",
-        "quota_revision", "clock", "files", "complete", "source",
+        "quota_revision", "clock", "files", "complete", "source", "senders", "stored",
     ]  # fmt: skip
     assert sorted(manifest["files"]) == ["resources.parquet", "runs.parquet", "samples-00001.parquet"]
     assert sorted(entry.name for entry in path.iterdir()) == ["manifest.json", *sorted(manifest["files"])]
@@ -134,7 +134,7 @@ def test_a_plan_with_a_row_missing_is_never_complete(tmp_path: Path) -> None:
 def test_many_rows_are_closed_in_parts_and_runs_end_as_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recording, "PART_ROWS", 10)
+    monkeypatch.setattr(tablefiles, "PART_ROWS", 10)
     recorder = Recorder(tmp_path, Mode.SOAK, "scenario", {})
     for run in range(1, 26):
         recorder.plan(1)
@@ -161,7 +161,7 @@ def test_many_rows_are_closed_in_parts_and_runs_end_as_one_file(
 def test_parts_that_a_kill_left_beside_the_merged_file_are_not_counted_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recording, "PART_ROWS", 2)
+    monkeypatch.setattr(tablefiles, "PART_ROWS", 2)
     recorder = Recorder(tmp_path, Mode.SOAK, "scenario", {})
     for run in range(1, 6):
         recorder.add_run(dataclasses.replace(RUN, run_key=run_key(run)))

@@ -11,7 +11,7 @@ from harness.slofile import SloFileError, read_slos
 
 SHIPPED = Path(__file__).parents[2] / "data" / "slo.yaml"
 
-STEADY = (Mode.SMOKE, Mode.SOAK, Mode.IMPORT)
+STEADY = (Mode.SMOKE, Mode.SOAK, Mode.OPEN, Mode.IMPORT)
 
 GOOD = """\
 apiVersion: openslo/v1

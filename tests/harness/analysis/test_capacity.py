@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from harness.analysis.bursts import Requirement
 from harness.analysis.capacity import (
@@ -13,6 +14,7 @@ from harness.analysis.capacity import (
     Seen,
     Span,
     Window,
+    _bounding_growth,
     judge_rate,
     more_windows,
     observe,
@@ -142,7 +144,7 @@ def test_an_open_rate_says_how_many_trials_would_settle_it() -> None:
     open_ones = [window(depth=float(value)) for value in random.normal(0.04, 0.03, 10)]
     more = more_windows(open_ones, REQUIREMENT, RATE, SPAN.window_s, 10)
     assert more is not None
-    assert 5 < more < 200
+    assert 5 < more < 400
     assert more_windows([window()] * 10, REQUIREMENT, RATE, SPAN.window_s, 10) is None
 
 
@@ -151,3 +153,16 @@ def test_the_lower_bound_of_what_is_served_is_students() -> None:
     mean, lower = served_per_s(windows)
     assert mean == 99.0
     assert lower == pytest.approx(99.0 - 2.919986 * 1.0 / math.sqrt(3))
+
+
+def test_a_long_tail_of_growth_raises_the_upper_bound_and_leaves_the_lower_one() -> None:
+    """Ten trials of one mean and one spread, with the tail on either side."""
+    tailed = np.array([0.0] * 9 + [0.3])
+    mirrored = 2.0 * tailed.mean() - tailed
+    value, lower, upper = _bounding_growth(tailed, 0.0)(10, 0.025)
+    same_value, same_lower, plain_upper = _bounding_growth(mirrored, 0.0)(10, 0.025)
+    assert (same_value, same_lower) == pytest.approx((value, lower))
+    t, error = stats.t.ppf(0.975, 9), 0.03  # spread 0.3 / sqrt(10), over sqrt(10)
+    assert plain_upper == pytest.approx(0.03 + t * error)
+    skew = np.sqrt(10.0)  # of one in ten, without its bias
+    assert upper == pytest.approx(0.03 + (t + skew * (1.0 + 2.0 * t * t) / (6.0 * np.sqrt(10.0))) * error)

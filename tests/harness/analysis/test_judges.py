@@ -86,6 +86,13 @@ def fail_some(endpoint: Endpoint, count: int, outcome: Outcome = Outcome.HTTP_ER
             [fail_some(Endpoint.SPAWN, 60)],
             Status.FAIL,
         ),
+        # an open loop meets or misses what any steady load does
+        ("create-mean", Plan(mode=Mode.OPEN), [], Status.PASS),
+        ("snapshot-p95", Plan(mode=Mode.OPEN, runs=200), [], Status.PASS),
+        ("spawn-mean", Plan(mode=Mode.OPEN, spawn_ms=500.0), [], Status.FAIL),
+        ("no-failed-responses", Plan(mode=Mode.OPEN), [fail_some(Endpoint.CREATE, 1)], Status.FAIL),
+        # a search for limits goes beyond them on purpose
+        ("no-failed-responses", Plan(mode=Mode.CAPACITY), [], Status.NOT_APPLICABLE),
         # smoke samples do not hold the burst plan
         ("burst-errors", Plan(), [], Status.NOT_APPLICABLE),
         ("burst-completion", Plan(), [], Status.NOT_APPLICABLE),

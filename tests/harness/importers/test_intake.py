@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import recorder
+from harness import recorder, tablefiles
 from harness.errors import BadUsage
 from harness.importers import intake
 from harness.importers.formats import Format, Unit
@@ -81,7 +81,7 @@ def test_the_same_content_is_the_same_measurement_whatever_its_file_is_called(tm
 
 
 def test_rows_are_written_part_by_part_and_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "PART_ROWS", 7)
+    monkeypatch.setattr(tablefiles, "PART_ROWS", 7)
     monkeypatch.setattr(intake, "PART_ROWS", 7)
     found = imported(Format.VEGETA_CSV, written(tmp_path / "a.csv", results(21)), tmp_path)
     assert sorted(name for name in found.manifest.files if name.startswith("samples")) == [
@@ -95,7 +95,7 @@ def test_rows_are_written_part_by_part_and_none_is_lost(tmp_path: Path, monkeypa
 def test_as_many_rows_are_written_as_the_file_has(
     count: int, part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder, "PART_ROWS", part)
+    monkeypatch.setattr(tablefiles, "PART_ROWS", part)
     monkeypatch.setattr(intake, "PART_ROWS", part)
     path = written(tmp_path / "a.csv", results(count))
     made = import_file(Format.VEGETA_CSV, path, tmp_path / f"{count}-{part}")

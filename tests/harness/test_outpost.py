@@ -1,0 +1,89 @@
+"""What stands on a far worker, without the cluster around it: stamps moved between clocks, and nobody who asks."""
+
+import asyncio
+import time
+
+import msgspec
+import psutil
+import pytest
+
+from harness.arrivals import Arrivals, Schedule
+from harness.client import Client
+from harness.outpost import Arrived, Order, Outpost, Word
+from harness.sample import Mode
+from harness.sender import Job
+from harness.tablefiles import Part
+from tests.harness.fake_service import always, http, serving
+
+AHEAD_NS = 10**15  # the far clock, by eleven days
+SCHEDULE = Schedule(Arrivals.CONSTANT, rate_per_s=100.0, duration_s=0.3)
+
+
+async def order(url: str, schedule: Schedule = SCHEDULE) -> bytes:
+    client = Client(url)
+    request = client.wire("GET", "/x")
+    await client.close()
+    job = Job(
+        url=url, request_timeout_s=5.0, connections=4, warm=4, schedule=schedule, worker=1, workers=2, request=request,
+    )  # fmt: skip
+    plain = Order(job=job, measurement_id="m", mode=Mode.OPEN, scenario="request", storage=None)
+    return msgspec.msgpack.encode(plain)
+
+
+async def told(outpost: Outpost) -> tuple[list[Part], int]:
+    """All parts that it tells to its last word, and how many arrivals it began."""
+    parts: list[Part] = []
+    while True:
+        word = msgspec.msgpack.decode(await outpost.word(), type=Word)
+        assert word.fault is None
+        for each in word.told:
+            parts.extend(each.parts)
+            if each.report.last:
+                return parts, each.report.begun
+
+
+async def test_rows_are_stamped_by_the_clock_of_who_ordered_them(tmp_path_factory: pytest.TempPathFactory) -> None:
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("home")
+    async with serving(always(http(200, {}))) as url:
+        outpost = Outpost()
+        arrived = msgspec.msgpack.decode(await outpost.prepare(await order(url)), type=Arrived)
+        assert arrived.fault is None
+        here_ns = time.monotonic_ns() - AHEAD_NS  # what our clock would say
+        start_at_ns = here_ns + 200_000_000
+        await outpost.go(start_at_ns, AHEAD_NS)
+        parts, begun = await told(outpost)
+        await outpost.end()
+    last = {part.name: part for part in parts}
+    assert [(part.name, part.rows, part.closed) for part in last.values()] == [("samples-w001-00001.parquet", 15, True)]
+    content = last["samples-w001-00001.parquet"].content
+    assert content is not None
+    (folder / "samples.parquet").write_bytes(content)
+    rows = pq.read_table(folder / "samples.parquet").to_pylist()
+    assert begun == 15
+    # The other sender's turn comes first: this one has every second arrival from the second on.
+    assert [row["intended_at_ns"] - start_at_ns for row in rows] == [10_000_000 + 20_000_000 * at for at in range(15)]
+    for row in rows:
+        assert row["intended_at_ns"] <= row["sent_at_ns"] <= row["done_at_ns"] < time.monotonic_ns() - AHEAD_NS
+
+
+async def test_an_outpost_of_which_nobody_asks_any_more_ends_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.outpost.ABANDONED_S", 0.05)
+    endless = Schedule(Arrivals.CONSTANT, rate_per_s=10.0, duration_s=600.0)
+    async with serving(always(http(200, {}))) as url:
+        outpost = Outpost()
+        await outpost.prepare(await order(url, endless))
+        senders = psutil.Process().children()
+        assert len(senders) == 1
+        await outpost.go(time.monotonic_ns(), 0)
+        await asyncio.gather(outpost._tasks[0])  # the one that waits for somebody to ask
+        assert psutil.Process().children() == []
+        await outpost.end()
+
+
+async def test_a_target_that_cannot_be_reached_is_told_and_no_process_is_left() -> None:
+    outpost = Outpost()
+    arrived = msgspec.msgpack.decode(await outpost.prepare(await order("http://127.0.0.1:1")), type=Arrived)
+    assert (arrived.fault, arrived.unreachable) == ("Connection refused", True)
+    assert psutil.Process().children() == []
