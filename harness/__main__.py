@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import msgspec
 
+from harness import latencies_command
 from harness.bench import GROUPS
 from harness.errors import BadUsage, ExitCode, HarnessError
 from harness.flags import seconds as _seconds
@@ -134,6 +135,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_import(taken)
+    latencies_command.add_flags(
+        commands.add_parser(
+            "latencies",
+            help=latencies_command.HELP,
+            description=latencies_command.DESCRIPTION,
+            allow_abbrev=False,
+        )
+    )
     bench = commands.add_parser(
         "bench",
         help="measure the service's paths, the harness and the analysis beside their floors",
@@ -399,6 +408,11 @@ def _bench(arguments: argparse.Namespace) -> int:
     return ExitCode.PASSED
 
 
+def _latencies(arguments: argparse.Namespace) -> int:
+    _show(*latencies_command.latency_lines(arguments.places, arguments.memory_mb, as_json=arguments.json))
+    return ExitCode.PASSED
+
+
 def _judge(request: Request) -> int:
     """Hand over to `report`, which is slow to import and not needed for making load; print what it found."""
     _complain(f"reading {', '.join(str(path) for path in request.samples)}")
@@ -447,6 +461,7 @@ def main(words: Sequence[str] | None = None) -> int:
             "burst-limits": _burst_limits,
             "capacity": _capacity,
             "import": _import,
+            "latencies": _latencies,
             "report": _report,
             "bench": _bench,
         }
