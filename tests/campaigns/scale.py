@@ -189,36 +189,27 @@ def agree(one: Taken, other: Taken) -> bool:
     )
 
 
-def main() -> int:
-    """Measure and write the page; 1 when engines disagree or ours takes more than a gigabyte."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--memory-mb", type=int, default=512)
-    given = parser.parse_args()
+def compare(rows: int, memory_mb: int) -> tuple[list[str], bool]:
+    """Let every engine do it; return the lines of the page, and whether they agree and ours stays small."""
     root = Path(tempfile.mkdtemp(prefix="scale-"))
     try:
         began = time.monotonic()
-        path = write_rows(root, given.rows)
+        path = write_rows(root, rows)
         size = sum(file.stat().st_size for file in path.glob("*.parquet"))
-        sys.stderr.write(f"{given.rows:,} rows, {size / 1e6:.0f} MB, in {time.monotonic() - began:.0f} s\n")
-        found = [ours(path, given.memory_mb), peer("pandas", sys.executable, PANDAS, path)]
+        sys.stderr.write(f"{rows:,} rows, {size / 1e6:.0f} MB, in {time.monotonic() - began:.0f} s\n")
+        found = [ours(path, memory_mb), peer("pandas", sys.executable, PANDAS, path)]
         if PEERS.exists():
             found.append(peer("Polars", str(PEERS), POLARS, path))
     finally:
         shutil.rmtree(root)
     same = all(agree(found[0], other) for other in found[1:] if other.told)
     small = found[0].memory_mb <= 1024 and bool(found[0].told)
-    about = (
-        f"A made-up open loop of {given.rows:,} rows in {size / 1e6:,.0f} MB of Parquet (seed {SEED}): requests,"
-        " failures, mean, p50, p95, p99 and p99.9 of three endpoints, by one definition of a quantile. Each engine has"
-        " a process of its own; `harness latencies` also hashes every file. One run, so the times are rough."
-    )
     verdict = (
         f"All engines that finished give the same numbers: {'yes' if same else '**NO**'}."
         f" `harness latencies` within 1 GB: {'yes' if small else '**NO**'}."
     )
     lines = [
-        about,
+        f"## {rows:,} rows in {size / 1e6:,.0f} MB of Parquet",
         "",
         verdict,
         "",
@@ -226,11 +217,29 @@ def main() -> int:
         "|---|---|---|",
         *(f"| {one.engine} | {one.seconds:.1f} | {one.memory_mb:,.0f}{'' if one.told else ' (did not finish)'} |"
           for one in found),
+        "",
     ]  # fmt: skip
-    write_page(
-        PAGE, "Evidence: quantiles of many rows", "scale", lines, f" --rows {given.rows}", of="`make bench-scale`"
+    return lines, same and small
+
+
+def main() -> int:
+    """Measure and write the page; 1 when engines disagree or ours takes more than a gigabyte."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000_000])
+    parser.add_argument("--memory-mb", type=int, default=512)
+    given = parser.parse_args()
+    about = (
+        f"A made-up open loop (seed {SEED}): requests, failures, mean, p50, p95, p99 and p99.9 of three endpoints, by"
+        " one definition of a quantile. Each engine has a process of its own; `harness latencies` also hashes every"
+        " file. One run, so the times are rough."
     )
-    return 0 if same and small else 1
+    found = [compare(rows, given.memory_mb) for rows in given.rows]
+    lines = [about, "", *(line for told, _ in found for line in told)]
+    words = " ".join(map(str, given.rows))
+    write_page(
+        PAGE, "Evidence: quantiles of many rows", "scale", lines[:-1], f" --rows {words}", of="`make bench-scale`"
+    )
+    return 0 if all(held for _, held in found) else 1
 
 
 if __name__ == "__main__":
