@@ -146,6 +146,13 @@ regression: $(STAMP) ## Is this commit slower than another? make regression BASE
 report-code: ## Print the code of the last `make report` (make itself only knows 0 and 2); 2 when it was not finished
 	@cat data/.report-exit-code 2>/dev/null || { echo "make: the last make report was not finished" >&2; echo 2; }
 
+# What is measured and how, for example RECALIBRATE_ARGS='--quick' or '--url http://staging:8000'; docs/recalibration.md.
+RECALIBRATE_ARGS ?=
+
+.PHONY: recalibrate
+recalibrate: $(STAMP) ## Measure, and hand the quotas that follow to the service that runs or DATABASE_URL names (an hour)
+	@exec $(PY) -m harness recalibrate $(RECALIBRATE_ARGS)
+
 .PHONY: up
 up: $(STAMP) ## Stack, service and worker in the foreground; prints a URL and a development token
 	@exec $(PY) -m service up $(UP_ARGS)

@@ -31,6 +31,7 @@ from harness.generator import Plan
 from harness.importers.formats import EXPORTS, Format, Unit
 from harness.measurement import measure
 from harness.openloop import OpenPlan
+from harness.recalibration import command as recalibrate_command
 from harness.request import Request, check_request, require_judgeable
 from harness.run_command import add_flags, plan_of
 from harness.sample import Endpoint
@@ -101,6 +102,17 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_capacity(capacity)
+    recalibration = commands.add_parser(
+        "recalibrate",
+        help="measure burst limits and capacity, and propose quotas from them",
+        description="Measure an embedded stack, or a staging service that --url names; execute the notebook of quotas"
+        " over it; hand the table to the service that DATABASE_URL and REDIS_URL name (or this checkout's running"
+        " stack), whose guardrails, shadow and canaries decide. Without such a service the embedded stack's own quotas"
+        " are recalibrated. Killed, it goes on where it was. Exit code 0: decided, 3: nothing was found out, 2: the"
+        " measurement is not valid, not believed, or could not be made.",
+        allow_abbrev=False,
+    )
+    recalibrate_command.add_flags(recalibration, _trials, _rate, _window)
     report = commands.add_parser(
         "report",
         help="judge sample sets and write the report",
@@ -351,6 +363,17 @@ def _capacity(arguments: argparse.Namespace) -> int:
     return answer.exit_code
 
 
+def _recalibrate(arguments: argparse.Namespace) -> int:
+    from harness.recalibration.session import recalibrate
+
+    outcome = recalibrate(recalibrate_command.wish_of(arguments))
+    if arguments.json:
+        _show(msgspec.json.encode(outcome.document()).decode())
+    else:
+        _show(*outcome.lines())
+    return outcome.exit_code
+
+
 def _report(arguments: argparse.Namespace) -> int:
     notebooks = None
     if arguments.notebooks is not None:
@@ -462,6 +485,7 @@ def main(words: Sequence[str] | None = None) -> int:
             "capacity": _capacity,
             "import": _import,
             "latencies": _latencies,
+            "recalibrate": _recalibrate,
             "report": _report,
             "bench": _bench,
         }

@@ -96,7 +96,7 @@ def measure(plan: Wanted, target: AbstractContextManager[Target], samples_root: 
     """
     require_writable(samples_root)
     _allow_connections(plan)
-    with _terminate_as_interrupt(), target as service:
+    with terminate_as_interrupt(), target as service:
         try:
             return asyncio.run(_measure(plan, service, samples_root))
         except asyncio.CancelledError:  # SIGTERM while the workspaces were being made
@@ -150,7 +150,7 @@ def _interrupt_on_terminate() -> None:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """Treat SIGTERM like Ctrl-C, so that a stack being started or stopped is not left behind."""
     before = signal.getsignal(signal.SIGTERM)
     _interrupt_on_terminate()

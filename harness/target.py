@@ -42,6 +42,7 @@ class Target:
     pids: Callable[[], set[int]]  # the service's processes on this machine; empty when it is elsewhere
     check: Callable[[], None]  # raises StackFailed when an own stack has ended by itself
     embedded: bool
+    folder: Path | None = None  # of an own stack: where it keeps its files, and where its other commands find it
 
     @property
     def name(self) -> str:
@@ -89,7 +90,7 @@ def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[T
         output = _Output(process, log)
         try:
             url, token = output.wait_until_ready()
-            yield Target(url, token, lambda: _pids(process.pid, folder), output.check, embedded=True)
+            yield Target(url, token, lambda: _pids(process.pid, folder), output.check, embedded=True, folder=folder)
         finally:
             _stop(process)
             output.join(STOP_TIMEOUT_S)

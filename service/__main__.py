@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 64 bad usage (one line that names the flag), 1 something is in the way (one line that says what and
 the mend). Each command is described in `command_line.py` and done in `up.py`, `serve.py`, `administration.py`,
-`archiving.py` or `revising.py`; modules that a command does not need are not imported for it.
+`archiving.py`, `revising.py` or `recalibrating.py`; modules that a command does not need are not imported for it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _run(given: argparse.Namespace) -> int:
             return _quotas(given)
         case _:
             result = _administer(given, _settings())
-            print(json.dumps(result) if given.json else _as_lines(result))
+            _show(result, as_json=given.json)
             return 0
 
 
@@ -106,7 +106,7 @@ def _archive(given: argparse.Namespace) -> int:
 
 def _quotas(given: argparse.Namespace) -> int:
     """Show or change quota revisions."""
-    from service import revising
+    from service import recalibrating, revising
     from service.quota.limits import Limit
 
     settings = _settings()
@@ -130,10 +130,19 @@ def _quotas(given: argparse.Namespace) -> int:
         case "activate":
             result = revising.activate(settings, given.revision, given.by, given.reason, force=given.force)
         case "recalibrate":
-            result = revising.recalibrate(
+            result = recalibrating.recalibrate(
                 settings, given.file, given.by, _plan_of(given), machine_worth=given.machine_worth,
-                dry_run=given.dry_run,
+                recalibration_id=given.recalibration, dry_run=given.dry_run,
             )  # fmt: skip
+        case "recalibration":
+            result = recalibrating.stand(settings)
+        case "measuring":
+
+            def say(number: int) -> None:
+                _show({"recalibration": number}, as_json=given.json)
+
+            recalibrating.measuring(settings, given.by, _plan_of(given), given.recalibration, say=say)
+            return 0
         case "rollback":
             result = revising.rollback(settings, given.by, given.reason)
         case "reject":
@@ -147,7 +156,7 @@ def _quotas(given: argparse.Namespace) -> int:
             )  # fmt: skip
         case verb:
             raise RuntimeError(f"the parser knows {verb}, this function does not")
-    print(json.dumps(result) if given.json else _as_lines(result))
+    _show(result, as_json=given.json)
     return 0
 
 
@@ -180,6 +189,8 @@ def _administer(given: argparse.Namespace, settings: Settings) -> dict[str, Any]
             return administration.make_token(settings, given.workspace, given.role, given.expires_days)
         case "token", "revoke":
             return administration.take_token_back(settings, given.token)
+        case "token", "known":
+            return administration.is_token_known(settings)
         case "rehydrate-run", _:
             from service.archiving import restore_run
 
@@ -197,6 +208,11 @@ def _settings() -> Settings:
         if told := running_stack(stack_folder()):
             return settings_for(database_url or told.database_url, redis_url or told.redis_url)
     return Settings.from_environment()
+
+
+def _show(result: dict[str, Any], *, as_json: bool) -> None:
+    """Print a result, as one JSON object or for a person."""
+    print(json.dumps(result) if as_json else _as_lines(result) or "none", flush=True)
 
 
 def _as_lines(result: dict[str, Any]) -> str:

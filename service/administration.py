@@ -6,6 +6,7 @@ They call what the API's endpoints call, so they refuse what those refuse; a ref
 from __future__ import annotations
 
 import asyncio
+import sys
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.auth import issue_token, revoke_token
+from service.auth import LONGEST_HEADER, is_known, issue_token, revoke_token
 from service.db import STATEMENT_TIMEOUT_S, Database, is_outage, migrate
 from service.errors import BadUsage, ConfigurationError, PlimsollError
 from service.settings import Settings
@@ -103,6 +104,21 @@ def take_token_back(settings: Settings, token_or_prefix: str) -> dict[str, Any]:
         if not await revoke_token(connection, token_or_prefix):
             raise BadUsage("TOKEN_OR_PREFIX: no token in force is called so")
         return {"revoked": True}
+
+    return in_one_transaction(settings, work)
+
+
+def is_token_known(settings: Settings) -> dict[str, Any]:
+    """Tell whether the token on standard input was made here, be it revoked or expired; raises BadUsage for none.
+
+    Tokens are random, so one that is known to two databases means that both are the same, or copies.
+    """
+    token = sys.stdin.buffer.readline(LONGEST_HEADER).decode("ascii", "replace").strip()
+    if not token:
+        raise BadUsage("standard input holds no token: give one line")
+
+    async def work(connection: AsyncConnection) -> dict[str, Any]:
+        return {"known": await is_known(connection, token)}
 
     return in_one_transaction(settings, work)
 

@@ -158,6 +158,12 @@ async def revoke_token(connection: AsyncConnection, token_or_prefix: str) -> boo
     return True
 
 
+async def is_known(connection: AsyncConnection, token: str) -> bool:
+    """Tell whether a token was ever made here, revoked and expired ones included."""
+    found = await connection.execute(select(Token.token_id).where(Token.token_hash == hash_token(token)))
+    return found.first() is not None
+
+
 def hash_token(token: str) -> bytes:
     """Return what the database keeps of a token."""
     return hashlib.sha256(token.encode()).digest()

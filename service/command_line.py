@@ -140,6 +140,10 @@ def _add_administration(commands: argparse._SubParsersAction[Parser]) -> None:
     revoke.set_defaults(flags={"token": "TOKEN_OR_PREFIX"})
     _add_json(revoke)
 
+    known = tokens.add_parser("known", help="say whether the token on standard input was made here", allow_abbrev=False)
+    known.set_defaults(flags={})
+    _add_json(known)
+
 
 def _add_archives(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands on bundles of finished runs."""
@@ -221,19 +225,19 @@ def _add_quotas(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     recalibrate.add_argument("file", metavar="FILE", help="a measured quota_revision.json; -: stdin")
     recalibrate.add_argument("--dry-run", action="store_true", help="only say what would be decided")
-    recalibrate.add_argument("--unattended", action="store_true", help="put it in force without a person: a few"
-                             " workspaces first, then all")  # fmt: skip
     recalibrate.add_argument("--machine-worth", type=_factor, metavar="X", help="what rates measured on another machine"
                              " than those in force are multiplied by (default: they are refused)")  # fmt: skip
-    for flag, minutes, meaning in (
-        ("--shadow-minutes", 1440.0, "as shadow at the least"),
-        ("--canary-minutes", 60.0, "in force for a few"),
-        ("--watch-minutes", 1440.0, "watched when in force for all"),
-    ):
-        recalibrate.add_argument(flag, type=_minutes, default=minutes, metavar="N",
-                                 help=f"minutes {meaning}, fractions allowed (default {minutes:g})")  # fmt: skip
-    recalibrate.add_argument("--canary-percent", type=_percent, default=5, metavar="N",
-                             help="percent of workspaces that are the few (default 5)")  # fmt: skip
+    measuring = verb(
+        "measuring",
+        "hold the place of whoever measures, for as long as standard input is open",
+        " Prints its number, and nobody else may begin. When its input ends, its lease does within two minutes, or at"
+        " once after the line `given up`.",
+    )
+    for command in (recalibrate, measuring):
+        command.add_argument("--recalibration", type=_revision, metavar="N",
+                             help="the one that `measuring` began (default: a new one)")  # fmt: skip
+        _add_plan(command)
+    verb("recalibration", "say how the newest recalibration stands")
     rollback = verb("rollback", "put back the revision that the active one replaced")
     reject = verb("reject", "decide against a revision that is not in force")
     reject.add_argument("revision", type=_revision, metavar="REV", help="a proposed revision, or the shadow")
@@ -252,10 +256,25 @@ def _add_quotas(commands: argparse._SubParsersAction[Parser]) -> None:
     explain.add_argument("workspace", type=uuid.UUID, metavar="WORKSPACE", help="the workspace's id")
     for command in (override, explain):
         command.set_defaults(flags={"workspace_id": "WORKSPACE", "reason": "--reason", "by": "--by"})
-    for command in (propose, activate, recalibrate, rollback, reject, override):
+    for command in (propose, activate, recalibrate, measuring, rollback, reject, override):
         command.add_argument("--by", metavar="NAME", help="who wants it (default: the name this command runs under)")
     for command in (activate, rollback, reject, override):
         command.add_argument("--reason", metavar="TEXT", help="why, for the history")
+
+
+def _add_plan(command: Parser) -> None:
+    """Add how a recalibration is to be carried out."""
+    command.add_argument("--unattended", action="store_true", help="put it in force without a person: a few"
+                         " workspaces first, then all")  # fmt: skip
+    for flag, minutes, meaning in (
+        ("--shadow-minutes", 1440.0, "as shadow at the least"),
+        ("--canary-minutes", 60.0, "in force for a few"),
+        ("--watch-minutes", 1440.0, "watched when in force for all"),
+    ):
+        command.add_argument(flag, type=_minutes, default=minutes, metavar="N",
+                             help=f"minutes {meaning}, fractions allowed (default {minutes:g})")  # fmt: skip
+    command.add_argument("--canary-percent", type=_percent, default=5, metavar="N",
+                         help="percent of workspaces that are the few (default 5)")  # fmt: skip
 
 
 def _verbs(

@@ -21,29 +21,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.administration import explained, in_one_transaction
 from service.announce import connect_redis
-from service.db import PATIENT_STATEMENT_TIMEOUT_S, Database
-from service.errors import BadUsage, IllegalState, Invalid, PlimsollError
+from service.db import Database
+from service.errors import BadUsage, Invalid, PlimsollError
 from service.quota import overrides, revisions
 from service.quota.guardrails import Finding
 from service.quota.history import RevisionPage, RevisionView, revision_views
 from service.quota.inforce import Quotas
 from service.quota.limits import RATES, Limit
-from service.quota.recalibration import Decision
-from service.quota.recalibration_counts import observed_use
-from service.quota.recalibration_cycle import Plan
-from service.quota.recalibration_record import hand_in
 from service.quota.tables import LARGEST_BYTES, RateValue, RevisionFile, parse, tables_by_class, write
 from service.quota.usage import MOST_HOLDERS, Holder, LimitUse, Usage, WorkspaceQuotas
 from service.settings import Settings
-from service.telemetry import configure_logging
 
 
 class ActivationRefused(PlimsollError):
     """Guardrails refused to put a revision in force; its state is as it was, and the history says so."""
-
-
-class RecalibrationUnderWay(PlimsollError):
-    """Another recalibration has not ended yet."""
 
 
 def show(settings: Settings, revision: int | None, *, as_json: bool) -> str:
@@ -77,7 +68,7 @@ def history(settings: Settings, most: int, *, as_json: bool) -> str:
 
 def propose(settings: Settings, file: str, by: str | None) -> dict[str, Any]:
     """Store what a file holds (`-`: standard input) as a revision; returns its number."""
-    proposal, who = _parsed(file), _who(by)
+    proposal, who = parsed_file(file), person(by)
     return {"revision": in_one_transaction(settings, lambda connection: revisions.propose(connection, proposal, who))}
 
 
@@ -85,7 +76,7 @@ def activate(settings: Settings, revision: int, by: str | None, reason: str | No
     """Put a revision in force; raises ActivationRefused with what the guardrails say."""
     if force and (by is None or reason is None):
         raise BadUsage("--force needs --by and --reason: the history says who overruled the guardrails, and why")
-    who = _who(by)
+    who = person(by)
     outcome = in_one_transaction(
         settings, lambda connection: revisions.activate(connection, revision, who, reason, force=force)
     )
@@ -96,40 +87,14 @@ def activate(settings: Settings, revision: int, by: str | None, reason: str | No
 
 def shadow(settings: Settings, revision: int, by: str | None, reason: str | None) -> dict[str, Any]:
     """Have a revision asked beside the active one."""
-    who = _who(by)
+    who = person(by)
     in_one_transaction(settings, lambda connection: revisions.shadow(connection, revision, who, reason))
     return {"revision": revision, "state": "shadow"}
 
 
-def recalibrate(
-    settings: Settings, file: str, by: str | None, plan: Plan, *, machine_worth: float | None, dry_run: bool
-) -> dict[str, Any]:
-    """Decide on a measurement and begin to carry the decision out, or only say what it would be.
-
-    Raises BadUsage for the file, and RecalibrationUnderWay.
-    """
-    measurement, who = _parsed(file), _who(by)
-    configure_logging("error" if dry_run else settings.log_level)  # nothing is to be told of what is undone
-
-    async def work(connection: AsyncConnection) -> dict[str, Any]:
-        now = (await connection.execute(revisions.CLOCK)).scalar_one()
-        usage = await observed_use(connection, now)
-        taken = await hand_in(connection, measurement, plan, who, usage=usage, machine_worth=machine_worth)
-        told = {"recalibration": taken.recalibration_id, "revision": taken.revision}
-        if dry_run:
-            await connection.rollback()
-            told = {}
-        return {**told, "phase": taken.phase, **_decided(taken.decision)}
-
-    try:
-        return in_one_transaction(settings, work, PATIENT_STATEMENT_TIMEOUT_S)  # a week's runs are looked at
-    except IllegalState as busy:
-        raise RecalibrationUnderWay(busy.detail) from None
-
-
 def rollback(settings: Settings, by: str | None, reason: str | None) -> dict[str, Any]:
     """Put back the revision that the active one replaced."""
-    who = _who(by)
+    who = person(by)
 
     async def work(connection: AsyncConnection) -> dict[str, Any]:
         outcome = await revisions.rollback(connection, who, reason)
@@ -140,7 +105,7 @@ def rollback(settings: Settings, by: str | None, reason: str | None) -> dict[str
 
 def reject(settings: Settings, revision: int, by: str | None, reason: str | None) -> dict[str, Any]:
     """Decide against a revision."""
-    who = _who(by)
+    who = person(by)
     in_one_transaction(settings, lambda connection: revisions.reject(connection, revision, who, reason))
     return {"revision": revision, "state": "rejected"}
 
@@ -158,7 +123,7 @@ def override(
     as_json: bool,
 ) -> dict[str, Any]:
     """Give one workspace its own value of a limit, or take that back; the value is told as JSON or for a person."""
-    who = _who(by)
+    who = person(by)
     told = {"workspace_id": str(workspace_id), "limit": limit.value}
     if clear:
         if value is not None or burst is not None:
@@ -197,18 +162,12 @@ def explain(settings: Settings, workspace_id: uuid.UUID, *, as_json: bool) -> st
     return f"{head}\n\n{columns(lines)}\n{holders}"
 
 
-def _parsed(file: str) -> RevisionFile:
+def parsed_file(file: str) -> RevisionFile:
     """Return what a file holds (`-`: standard input); raises BadUsage."""
     try:
         return parse(_read(file))
     except Invalid as wrong:
         raise BadUsage(f"{file}: {wrong.detail}") from None
-
-
-def _decided(decision: Decision) -> dict[str, Any]:
-    """Return a decision, a value for each doubt and each rate."""
-    doubts = {f"doubt about {each.guardrail}": each.refusal for each in decision.doubts}
-    return {**doubts, **{move.limit.value: f"{move.outcome}: {move.reason}" for move in decision.moves}}
 
 
 def _read(file: str) -> bytes:
@@ -224,7 +183,7 @@ def _read(file: str) -> bytes:
         raise BadUsage(f"FILE: cannot read it: {error}") from None
 
 
-def _who(by: str | None) -> str:
+def person(by: str | None) -> str:
     """Return who acts: the name given, or the one under which the command runs."""
     if by is not None:
         try:

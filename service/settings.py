@@ -7,6 +7,7 @@ and PLIMSOLL_READY_FD, which `readiness` reads.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,9 @@ class Settings:
     redis_away_rate_percent: int = 100  # PLIMSOLL_REDIS_AWAY_RATE_PERCENT: of each rate, by each process, without Redis
     model_timeout_s: float = 120.0  # PLIMSOLL_MODEL_TIMEOUT_S: longest wait for one answer of a model
 
+    recalibrate_days: float = 0.0  # PLIMSOLL_RECALIBRATE_DAYS: from one recalibration to the next; 0: no schedule
+    recalibrate_args: tuple[str, ...] = ()  # PLIMSOLL_RECALIBRATE_ARGS: flags of `python -m harness recalibrate`
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """Read the environment; raises ConfigurationError naming the variable that is missing or wrong."""
@@ -67,7 +71,17 @@ class Settings:
             redis_away_rate_percent=_percent(
                 environment, "PLIMSOLL_REDIS_AWAY_RATE_PERCENT", cls.redis_away_rate_percent
             ),
+            recalibrate_days=_days(environment, "PLIMSOLL_RECALIBRATE_DAYS", cls.recalibrate_days),
+            recalibrate_args=_words(environment, "PLIMSOLL_RECALIBRATE_ARGS"),
         )
+
+
+def _words(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    """Return words as a shell would part them."""
+    try:
+        return tuple(shlex.split(environment.get(name, "")))
+    except ValueError as wrong:
+        raise ConfigurationError(f"{name}: give flags as on a command line ({wrong})") from None
 
 
 def _positive(environment: Mapping[str, str], name: str, default: float) -> float:

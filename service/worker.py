@@ -7,7 +7,8 @@ meanwhile, which keeps PostgreSQL busy while Python decides. Runs that wait for 
 batch into a lane of their own, so that nobody waits behind them.
 
 Beside its ticks a worker archives: a round when it starts, and one a day when the doorbell says so (`archive.rounds`).
-Once a minute it looks after the recalibration of the quotas that is under way, if one is (`quota.recalibration_looks`).
+Once a minute it looks after the recalibration of the quotas that is under way, if one is (`quota.recalibration_looks`),
+and whether the next one is due (`schedule`).
 
 SIGTERM, SIGINT and SIGHUP drain: nothing more is claimed, what is in hand is settled, and the process ends with 0,
 within ten seconds; a second SIGINT leaves what is in hand to others. What a tick is, and why a killed worker loses
@@ -40,6 +41,7 @@ from service.quota.recalibration_looks import Looks
 from service.quota.shadow import ShadowTally
 from service.quota.ticks import LocalLines, TickRates
 from service.readiness import tell_ready
+from service.schedule import Schedule
 from service.settings import Settings
 from service.tallies import Tallies
 from service.telemetry import configure_logging
@@ -72,9 +74,6 @@ DRAIN_S = 7.0
 
 CANCEL_S = 0.8
 """How long it then waits for what it leaves to be told so: a tool's row says that it was interrupted."""
-
-LEAVE_S = 0.5
-"""How long it may then take to hand over to others what it knows."""
 
 ROUND_DRAIN_S = 1.0
 """How long a stopping worker waits, after its batches, for what it is archiving; after that it is undone."""
@@ -143,11 +142,6 @@ class Worker:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._bell.wait(), rest_s)
         await self._drain()
-        try:
-            async with asyncio.timeout(LEAVE_S):
-                await self._ticker.leave()
-        except Exception as fault:
-            _log_fault("others may learn late of the runs that were delayed here", fault)
 
     async def _rest_s(self) -> float:
         """Return for how long nothing will be due, unless somebody rings."""
@@ -216,10 +210,10 @@ async def _work(settings: Settings) -> None:
         settings.redis_url,
         answer=lambda: loop.call_soon_threadsafe(worker.ring),
         archive=lambda: loop.call_soon_threadsafe(rounds.ring),
-        recalibrate=lambda: loop.call_soon_threadsafe(looks.ring),
+        recalibrate=lambda: loop.call_soon_threadsafe(each_minute),
     )
     announcer = Announcer(client, doorbell)
-    rounds, looks = Rounds(settings, announcer), Looks(settings.database_url)
+    rounds, looks, schedule = Rounds(settings, announcer), Looks(settings.database_url), Schedule(settings)
     outside = Outside(database, settings.lease_s, settings)
     tally, tallies = ShadowTally(database), Tallies()
     gate = Gate(Rates(client), client, tally)
@@ -228,12 +222,17 @@ async def _work(settings: Settings) -> None:
     ticker = Ticker(database, announcer, Agents(), tallies, settings.lease_s, outside, backstop, tally)
     worker = Worker(database, ticker, settings.sweep_interval_s, announcer.is_unheard)
 
+    def each_minute() -> None:
+        looks.ring()
+        schedule.ring()
+
     def stop(signum: signal.Signals) -> None:
         if worker.stopping and signum is signal.SIGINT:
             worker.hurry()
         worker.stop()
         rounds.stop()
         looks.stop()
+        schedule.stop()
 
     signals = [signal.SIGTERM, signal.SIGINT]
     if heeds_hangup():
@@ -244,10 +243,11 @@ async def _work(settings: Settings) -> None:
     log.info("worker ready")
     tell_ready()
     rounds.ring()
-    looks.ring()
+    each_minute()
     await worker.work()
     # Together: Huey's thread may take as long to end as all the rest, and ten seconds are promised for the whole.
-    await asyncio.gather(rounds.drain(ROUND_DRAIN_S), looks.drain(ROUND_DRAIN_S), asyncio.to_thread(stop_listening))
+    drains = [each.drain(ROUND_DRAIN_S) for each in (rounds, looks, schedule)]
+    await asyncio.gather(*drains, asyncio.to_thread(stop_listening))
     await outside.close()
     await gate.drain()
     await tally.close()

@@ -89,7 +89,19 @@ class HandedIn(NamedTuple):
     decision: Decision
 
 
+class Stand(msgspec.Struct, frozen=True):
+    """How a recalibration stands, for whoever waits for it."""
+
+    recalibration: int | None = None  # null: there was none
+    phase: Phase | None = None
+    since: dt.datetime | None = None
+    ended_at: dt.datetime | None = None  # null: it goes on
+    by: str | None = None
+    revision: int | None = None  # what it proposes; null while measuring
+
+
 OPEN = select(QuotaRecalibration.__table__).where(QuotaRecalibration.ended_at.is_(None))
+NEWEST = select(QuotaRecalibration.__table__).order_by(QuotaRecalibration.recalibration_id.desc()).limit(1)
 LAST = text("""
     SELECT phase FROM quota_recalibrations WHERE ended_at IS NOT NULL AND phase <> 'abandoned'
     ORDER BY recalibration_id DESC LIMIT 1
@@ -130,6 +142,24 @@ async def renew(connection: AsyncConnection, recalibration_id: int, lease_s: flo
     )
     if renewed.first() is None:
         raise IllegalState(f"recalibration {recalibration_id} is not measuring any more: its lease was over")
+
+
+async def abandon(connection: AsyncConnection, recalibration_id: int) -> None:
+    """Give up a measurement, so that the next one need not wait for the end of its lease; others are left alone."""
+    now = await revisions.lock(connection)
+    row = (await connection.execute(OPEN)).first()
+    if row is None or row.recalibration_id != recalibration_id or row.phase != Phase.MEASURING:
+        return
+    await _write(connection, row, Phase.ABANDONED, now)
+    log.warning("recalibration", id=recalibration_id, phase="abandoned", reason="whoever measured gave up")
+
+
+async def newest(connection: AsyncConnection) -> Stand:
+    """Return how the newest recalibration stands."""
+    row = (await connection.execute(NEWEST)).first()
+    if row is None:
+        return Stand()
+    return Stand(row.recalibration_id, Phase(row.phase), row.entered_at, row.ended_at, row.by, row.revision)
 
 
 async def hand_in(

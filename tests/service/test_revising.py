@@ -10,15 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from service.quota.limits import Limit, Quota
 from service.quota.tables import FIRST, write
 from service.quota.usage import Holder, Kind, LimitUse, Per, Usage, WorkspaceQuotas
 from service.runs import RunStatus
-from tests.measuredtables import measured as evidence
-from tests.measuredtables import measured_file
 from tests.quotatables import tables
 from tests.service.conftest import Command
 
@@ -201,68 +198,6 @@ def test_an_override_is_set_explained_and_taken_back(quotas: Command) -> None:
         assert (code, json.loads(out)["cleared"]) == (0, gone)
     use = json.loads(quotas("quotas", "explain", workspace, "--json")[1])
     assert [each["limit"] for each in use["limits"] if each["overridden"]] == []
-
-
-def measured(tmp_path: Path, lower_per_s: float, **changed: Any) -> str:
-    """Write a measurement of creates that was taken just now; a quarter of its lower bound is a fourth of this."""
-    sound = evidence(lower_per_s / 0.99, 0.01, measured_at=dt.datetime.now(dt.UTC), **changed)
-    path = tmp_path / "measured.json"
-    path.write_bytes(msgspec.json.encode(measured_file({Limit.RUN_CREATION: sound})))
-    return str(path)
-
-
-def test_a_measurement_becomes_the_shadow_and_a_second_one_is_told_so(quotas: Command, tmp_path: Path) -> None:
-    file = measured(tmp_path, 28.0)
-    code, out, _ = quotas("quotas", "recalibrate", file, "--json")
-    told = json.loads(out)
-    assert (code, told.pop("run_creation")) == (0, "cut: -20.0% of -32.0% in one revision")
-    held = "gap: was not measured: the last good value is held"
-    assert told == {
-        "recalibration": 1,
-        "revision": 2,
-        "phase": "shadow",
-        "subrun_spawn": held,
-        "snapshot_poll": held,
-        "tick": held,
-    }
-    code, out, err = quotas("quotas", "recalibrate", file)
-    assert (code, out) == (1, "")
-    assert err.startswith("python -m service: recalibration 1 is under way: shadow since ")
-    assert "measuring -> shadow: run_creation cut" in quotas("quotas", "history")[1]
-
-
-def test_a_dry_run_says_what_would_be_decided_and_leaves_nothing_behind(quotas: Command, tmp_path: Path) -> None:
-    code, out, _ = quotas("quotas", "recalibrate", measured(tmp_path, 28.0), "--dry-run")
-    assert (code, out.splitlines()[:2]) == (0, ["phase: shadow", "run_creation: cut: -20.0% of -32.0% in one revision"])
-    assert quotas("quotas", "history")[1].startswith("revision 1: active")
-
-
-def test_a_measurement_that_is_not_believed_says_why(quotas: Command, tmp_path: Path) -> None:
-    code, out, _ = quotas("quotas", "recalibrate", measured(tmp_path, 28.0, late_share=0.5))
-    assert (code, out.splitlines()) == (
-        0,
-        [
-            "recalibration: 1",
-            "revision: 2",
-            "phase: refused",
-            "doubt about generator: run_creation was measured with 50.0% of requests sent late; at most 1%",
-        ],
-    )
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--shadow-minutes", "-1"], "--shadow-minutes: '-1' is not usable: give minutes from 0 to 525600"),
-        (["--watch-minutes", "soon"], "--watch-minutes: 'soon' is not usable: give minutes from 0 to 525600"),
-        (["--canary-percent", "0"], "--canary-percent: '0' is not usable: give a whole number from 1 to 100"),
-        (["--machine-worth", "nan"], "--machine-worth: 'nan' is not usable: give a factor from 0.001 to 1000"),
-    ],
-)
-def test_a_plan_that_cannot_be_carried_out_is_bad_usage(quotas: Command, flags: list[str], words: str) -> None:
-    code, out, err = quotas("quotas", "recalibrate", "-", *flags)
-    assert (code, out) == (64, "")
-    assert words in err
 
 
 def test_the_holders_of_a_cap_are_a_table_with_the_fields_that_say_something(

@@ -51,6 +51,14 @@ def test_the_part_of_a_rate_that_a_process_gives_without_redis_is_read() -> None
     assert settings == Settings("postgresql://db", "redis://here", redis_away_rate_percent=25)
 
 
+def test_the_schedule_of_recalibrations_and_its_flags_are_read() -> None:
+    settings = Settings.from_environment(
+        {**ADDRESSES, "PLIMSOLL_RECALIBRATE_DAYS": "7", "PLIMSOLL_RECALIBRATE_ARGS": "--quick --slo 'my slos.yaml'"}
+    )
+    args = ("--quick", "--slo", "my slos.yaml")
+    assert settings == Settings("postgresql://db", "redis://here", recalibrate_days=7.0, recalibrate_args=args)
+
+
 def test_hosts_endpoints_and_keys_are_read() -> None:
     settings = Settings.from_environment(
         {
@@ -88,6 +96,8 @@ def test_hosts_endpoints_and_keys_are_read() -> None:
         ("PLIMSOLL_MODEL_BASE_URL", "https://models.example/v1?a=b"),
         ("PLIMSOLL_MODEL_KEY", "sk-\u00fc"),
         ("PLIMSOLL_MODEL_TIMEOUT_S", "0"),
+        ("PLIMSOLL_RECALIBRATE_DAYS", "-1"),
+        ("PLIMSOLL_RECALIBRATE_ARGS", "--url 'unclosed"),
         ("PLIMSOLL_REDIS_AWAY_RATE_PERCENT", "0"),
         ("PLIMSOLL_REDIS_AWAY_RATE_PERCENT", "101"),
         ("PLIMSOLL_REDIS_AWAY_RATE_PERCENT", "33.3"),

@@ -15,7 +15,7 @@ import itertools
 import random
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,15 +24,15 @@ from service import commits, leases, outside, tick
 from service.approvals import decide_tool_call
 from service.backstop import Backstop
 from service.changes import GroupOptions
-from service.claims import Claim
+from service.claims import BATCH, Claim
 from service.commits import Commits, Create, Spawn
 from service.control import pause_run, resume_run
 from service.db import is_outage
 from service.errors import ApiError
 from service.events import NewEvent
 from service.families import cancel_run
-from service.quota.inforce import Quotas
-from service.quota.limits import LIFTED, Limit, Rate
+from service.quota.inforce import REMEMBERED_S, Quotas
+from service.quota.limits import LIFTED, Limit, Quota, Rate
 from service.quota.ticks import Asked, LocalLines, Verdict
 from service.tallies import Tallies
 from service.tick import Ticker
@@ -72,7 +72,13 @@ NONE = Faults(*(0.0 for _ in Faults._fields))
 
 
 class _Ticker(Ticker):
-    """The ticker, which here fails only as planned."""
+    """The ticker, which here fails only as planned, and tells which turns it may take a step in."""
+
+    async def claim(self, most: int = BATCH) -> list[Claim]:
+        claims = await super().claim(most)
+        paid: set[tuple[uuid.UUID, int]] = self._database.paid  # type: ignore[attr-defined]
+        paid.update((claim.run_id, claim.epoch) for claim in claims if claim.pays and claim.delay is None)
+        return claims
 
     async def postpone(self, claim: Claim, fault: Exception) -> None:
         if not isinstance(fault, PlannedFault):
@@ -122,6 +128,14 @@ class _TickRates:
         """Return 0: lines are compared with those who stand in them by a clock that is not the world's."""
         del workspace_id
         return 0
+
+
+class _Quotas(Quotas):
+    """The quotas as a worker knows them, which the world decides."""
+
+    async def read(self, workspace_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Quota]:
+        await switch()
+        return {each: self._known[each][1] for each in workspace_ids}
 
 
 class _Worker:
@@ -206,11 +220,16 @@ class Stage:
         database: Any = self.database
         outsiders = Outsiders(database, LEASE_S, self.rng, self.loop.sleep, self._tool_started, self._takes_s)
         rates: Any = self._paying
-        backstop = Backstop(database, Quotas(database), rates, self._tallies) if self._tick_rates else None
+        backstop = None
+        if self._tick_rates:
+            backstop = Backstop(database, _Quotas(database), rates, self._tallies, monotonic=self._passed_s)
         ticker = _Ticker(database, self.announcer, self._agents, self._tallies, LEASE_S, outsiders, backstop)
         ticker._definitions._known[WORKSPACE] = DEFINITIONS
         ticker._quotas._known[WORKSPACE] = (float("inf"), self.quota)
         return ticker
+
+    def _passed_s(self) -> float:
+        return (self.now - START).total_seconds()
 
     def change_tick_rate(self) -> None:
         """Put another tick rate in force, where the world has any; each worker learns of it later."""
@@ -221,6 +240,14 @@ class Stage:
         """Require that no step was taken by a turn without a token; raises Broken."""
         if self._tick_rates and self.database.step_turns > self._paying.paid:
             raise Broken(f"{self.database.step_turns} turns took a step, and {self._paying.paid} were paid")
+
+    def require_called(self, calm_since: dt.datetime) -> None:
+        """Require that nobody is left who was delayed under another rate than is in force; raises Broken."""
+        if self._tick_rates and self.now > calm_since + dt.timedelta(seconds=2 * REMEMBERED_S):
+            code = self.quota.rates[Limit.TICK].code
+            for run in self.database.runs.values():
+                if run.delayed_under not in (None, code) and (run.step_due_at or self.now) > self.now:
+                    raise Broken(f"the rate is {code}, and nobody has called {run}")
 
     def _tool_started(self, tool_call_id: uuid.UUID) -> None:
         self.database.audit.calls.started(tool_call_id)
