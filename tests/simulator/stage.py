@@ -15,7 +15,7 @@ import itertools
 import random
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,9 +31,8 @@ from service.db import is_outage
 from service.errors import ApiError
 from service.events import NewEvent
 from service.families import cancel_run
-from service.quota.inforce import REMEMBERED_S, Quotas
-from service.quota.limits import LIFTED, Limit, Quota, Rate
-from service.quota.ticks import Asked, LocalLines, Verdict
+from service.quota.inforce import REMEMBERED_S
+from service.quota.limits import LIFTED, Limit, Rate
 from service.tallies import Tallies
 from service.tick import Ticker
 from service.workspaces import Agents
@@ -48,6 +47,7 @@ from tests.simulator.outsiders import (
     WORKSPACE,
     Outsiders,
 )
+from tests.simulator.quotas import KnownQuotas, PaidTurns
 from tests.simulator.statements import PlannedFault
 from tests.simulator.tasks import Loop, Task, Work
 
@@ -102,42 +102,6 @@ class _Announcer:
             self._stage.ring()
 
 
-class _TickRates:
-    """In place of Redis: one line for all workers, that keeps count of the turns that were paid."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        self._lines = LocalLines(monotonic_us=lambda: (stage.now - START) // dt.timedelta(microseconds=1))
-        self.paid = 0
-
-    async def take(self, asked: Sequence[Asked]) -> tuple[list[Verdict], bool]:
-        await switch()
-        verdicts = [self._lines.take(each) for each in asked]
-        self.paid += sum(each.returned + each.fresh for each in verdicts)
-        late = sum(each.returned + each.fresh for each in asked) - sum(each.returned + each.fresh for each in verdicts)
-        self._stage.seen["delayed"] += late
-        await switch()
-        return verdicts, False
-
-    async def forget_line(self, workspace_id: uuid.UUID) -> None:
-        await switch()
-        self._stage.seen["called to come at once"] += 1
-        self._lines.forget_line(workspace_id)
-
-    async def promised(self, workspace_id: uuid.UUID) -> int:
-        """Return 0: lines are compared with those who stand in them by a clock that is not the world's."""
-        del workspace_id
-        return 0
-
-
-class _Quotas(Quotas):
-    """The quotas as a worker knows them, which the world decides."""
-
-    async def read(self, workspace_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Quota]:
-        await switch()
-        return {each: self._known[each][1] for each in workspace_ids}
-
-
 class _Worker:
     """A worker process: asleep until a bell or the sweep wakes it, then in the middle of one turn.
 
@@ -170,7 +134,7 @@ class Stage:
         # Chance of its own, so that a seed says the same about all else in worlds with and without tick rates.
         self._rates_rng = random.Random(f"tick rates {seed}")  # noqa: S311 - a simulation
         self._tick_rates = tick_rates
-        self._paying = _TickRates(self)
+        self._paying = PaidTurns(self)
         self.quota = QUOTA
         self.change_tick_rate()
         self._takes_s = takes_s
@@ -220,15 +184,14 @@ class Stage:
         database: Any = self.database
         outsiders = Outsiders(database, LEASE_S, self.rng, self.loop.sleep, self._tool_started, self._takes_s)
         rates: Any = self._paying
-        backstop = None
-        if self._tick_rates:
-            backstop = Backstop(database, _Quotas(database), rates, self._tallies, monotonic=self._passed_s)
+        quotas = KnownQuotas(database)
+        backstop = Backstop(database, quotas, rates, self._tallies, None, self.passed_s) if self._tick_rates else None
         ticker = _Ticker(database, self.announcer, self._agents, self._tallies, LEASE_S, outsiders, backstop)
         ticker._definitions._known[WORKSPACE] = DEFINITIONS
         ticker._quotas._known[WORKSPACE] = (float("inf"), self.quota)
         return ticker
 
-    def _passed_s(self) -> float:
+    def passed_s(self) -> float:
         return (self.now - START).total_seconds()
 
     def change_tick_rate(self) -> None:
