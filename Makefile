@@ -26,6 +26,9 @@ SEED ?= 0
 RUNS ?= 2000
 KILLS ?= 100
 
+# How many rows `make bench-scale` makes: 10 million take 200 MB of disk, 100 million 2 GB.
+ROWS ?= 10000000
+
 # How often `make cap-races` asks for a place under each cap.
 ATTEMPTS ?= 1000000
 
@@ -194,8 +197,12 @@ bench-harness: $(STAMP) ## The open loop: stall probe, schedule, speed, faults; 
 	@$(PY) -m tests.campaigns.generator_speed
 	@$(PY) -m tests.campaigns.generator_lies
 
+.PHONY: bench-scale
+bench-scale: $(STAMP) ## Quantiles of many rows beside pandas and Polars; writes docs/evidence/scale.md (ROWS=100000000: 15 minutes, 3 GB)
+	@$(PY) -m tests.campaigns.scale --rows $(ROWS)
+
 .PHONY: peers
-peers: $(STAMP) ## Locust in a venv of its own, for bench-harness to compare with; wrk and hey are taken from PATH
+peers: $(STAMP) ## Locust and Polars in a venv of their own, for the benches to compare with; wrk and hey come from PATH
 	@$(PY) -m venv .venv-tools/peers
 	@.venv-tools/peers/bin/python -m pip install --quiet --require-hashes -r tests/campaigns/peers.lock
 

@@ -182,13 +182,13 @@ def oversubscribed(table: QuotaTable, tenants: Sequence[int], busy_shares: Seque
         seen, surging = (_drawn([getattr(one, name) for one in found]) for name in ("independent", "surging"))
         axis.plot(counts, seen, color=colour, marker=mark, ms=5, lw=1.6, clip_on=False)
         axis.plot(counts, surging, color=colour, lw=1.1, ls="--", alpha=0.8)
-        ends[share] = (max(found[-1].independent, LEAST), colour)
+        ends[share] = max(found[-1].independent, LEAST)
         said.append(f"busy {percent(share)} of the time: {', '.join(_chance(one) for one in found)}")
     height = -math.inf
-    for share, (end, colour) in sorted(ends.items()):  # more time busy is more likely, so labels rise in this order
+    for share, end in sorted(ends.items()):  # more time busy is more likely, so labels rise in this order
         height = max(math.log10(end), height + LABEL_DECADES)
         axis.annotate(f"busy {percent(share)} of the time", (counts[-1], 10**height), xytext=(9, 0),
-                      textcoords="offset points", va="center", color=colour, size=8.5,
+                      textcoords="offset points", va="center", color=INK, size=8.5,
                       annotation_clip=False)  # fmt: skip
     axis.set_ylim(LEAST, 1.3)
     span = max(counts[-1] - counts[0], 1)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import harness.__main__ as commands
-from harness import capacity, trials, windows
+from harness import capacity, command_flags, trials, windows
 from harness.__main__ import main
 from harness.analysis import capacity as rules
 from harness.analysis.bursts import Requirement
@@ -41,7 +40,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(windows, "SETTLE_S", 0.0)
     monkeypatch.setattr(windows, "POLLED_RUNS", 20)
     monkeypatch.setattr(capacity, "LEAD_S", 0.02)
-    monkeypatch.setattr(commands, "WINDOW_MIN_S", 0.05)
+    monkeypatch.setattr(command_flags, "WINDOW_MIN_S", 0.05)
     monkeypatch.setattr(rules, "REQUESTS_MIN", 80)
     monkeypatch.setattr(rules, "LATE_MS", 1e9)
     monkeypatch.setattr(rules, "LOOK_LATE_SHARE", 10.0)
