@@ -28,6 +28,8 @@ from tests.harness.synthetic_capacity import write_capacity
 from tests.harness.synthetic_search import write_search
 from tests.quotatables import rate, tables
 
+pytestmark = pytest.mark.timeout(400)  # a report takes ten seconds and more on a busy machine
+
 CARRIED_PER_S = 640.0
 IN_FORCE_PER_S = 400.0  # far more than a quarter of that
 
