@@ -15,9 +15,12 @@ from xml.etree import ElementTree
 import jinja2
 import msgspec
 import pandas as pd
+from pandas.io.formats.style import Styler
 
-from harness.analysis import display, figures, layout, tables
+from harness.analysis import display, figures, history_shown, layout, tables
+from harness.analysis.drawing import Drawing
 from harness.analysis.gate import compare, comparison_frame
+from harness.analysis.histories import Series
 from harness.analysis.quotasets import QuotaTable, quota_frame
 from harness.analysis.slo import Status
 from harness.evaluation import Evaluation
@@ -32,7 +35,7 @@ class Page:
     """One notebook's page, as the index names it."""
 
     file: str  # the HTML
-    notebook: str  # the executed notebook beside it
+    notebook: str  # the executed notebook beside it; empty for a page that none made
     title: str
     about: str
 
@@ -75,6 +78,32 @@ def write_index(
         footer=footer(evaluation),
     )
     path.write_text(markup, encoding="utf-8")
+
+
+HISTORY = Page(
+    "history.html", "", "Have figures changed over reports?", "each figure over earlier reports, where it changed"
+)
+
+
+def write_history(path: Path, found: Sequence[Series], pages: Sequence[Page], evaluation: Evaluation) -> None:
+    """Write the page that shows each figure over earlier reports."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
+    markup = environment.get_template("history.html.j2").render(
+        css=style(),
+        title=HISTORY.title,
+        here=HISTORY.file,
+        conclusion=history_shown.conclusion(found).markup,
+        lines=_markup(history_shown.lines(found)),
+        changes=_markup(history_shown.changes(found)),
+        pages=pages,
+        footer=footer(evaluation),
+    )
+    path.write_text(layout.unbroken(markup), encoding="utf-8")
+
+
+def _markup(shown: Drawing | layout.Passage | Styler) -> str:
+    """Return something shown as HTML."""
+    return str(shown.to_html()) if isinstance(shown, Styler) else shown.markup
 
 
 def write_tables(folder: Path, evaluation: Evaluation, quotas: QuotaTable | None = None) -> list[str]:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from harness import pages, verdictfile
+from harness.analysis.histories import Series, series_of
 from harness.analysis.layout import unbroken
 from harness.analysis.quotas import FRACTION
 from harness.analysis.quotasets import QuotaTable
@@ -22,6 +23,7 @@ from harness.errors import BadUsage, ExitCode, HarnessError
 from harness.evaluation import Evaluation, load
 from harness.execution import page_of, run_notebook
 from harness.folders import data_folder_of_checkout
+from harness.pastreports import past_reports, read_report
 from harness.quotaparameters import NOTEBOOK
 from harness.quotatable import REVISION, quota_table, revision_file
 from harness.request import Request
@@ -113,8 +115,12 @@ def _make_folder(out: Path | None, evaluation: Evaluation) -> Path:
 def _show(request: Request, folder: Path, evaluation: Evaluation) -> list[pages.Page]:
     """Run each notebook and write its page; return them as the index names them."""
     chosen = request.notebooks
-    shown = [pages.Page(f"{one.name}.html", f"{one.name}.ipynb", one.title, one.contents) for one in chosen]
-    for notebook, page in zip(chosen, shown, strict=True):
+    made = [pages.Page(f"{one.name}.html", f"{one.name}.ipynb", one.title, one.contents) for one in chosen]
+    history = _history(folder)
+    shown = [*made, pages.HISTORY] if history else made
+    if history:
+        pages.write_history(folder / pages.HISTORY.file, history, shown, evaluation)
+    for notebook, page in zip(chosen, made, strict=True):
         _progress(f"running notebook {notebook.name}")
         parameters = request.parameters[notebook.name]
         executed = run_notebook(notebook, parameters, folder / page.notebook, notebook.path.resolve().parent.parent)
@@ -126,6 +132,13 @@ def _show(request: Request, folder: Path, evaluation: Evaluation) -> list[pages.
             raise PageTooLarge(notebook.name, len(markup.encode()))
         (folder / page.file).write_text(markup, encoding="utf-8")
     return shown
+
+
+def _history(folder: Path) -> tuple[Series, ...]:
+    """Return each figure over the reports of this checkout, whose tables are written; empty without an earlier one."""
+    current = read_report(folder)
+    found = () if current is None else series_of(past_reports(data_folder_of_checkout() / "reports", folder), current)
+    return found if any(len(one.points) > 1 for one in found) else ()
 
 
 def _progress(words: str) -> None:

@@ -61,16 +61,19 @@ def advance(
         raise IllegalTransition(f"a run that is {status} has no tick")
     pen.judge()
     decision = pen.decision()
+    step_is_due = means.step and pen.step_is_due
+    if step_is_due:
+        pen.run.delayed_under = None
     if decision is Decision.FAIL:
         pen.tick()
         pen.end(RunStatus.FAILED, pen.why_failed(), cancelled)
-    elif means.delay is not None and pen.step_is_due:
-        pen.delay(means.delay)
+    elif means.delay is not None and step_is_due:
+        pen.delay(*means.delay)
         if cancelled:
             pen.tick()
-    elif turn.tool_call is not None and pen.step_is_due:
+    elif turn.tool_call is not None and step_is_due:
         _observe(pen, turn.tool_call, script, means, cancelled)
-    elif status in WITH_STEPS and pen.step_is_due:
+    elif status in WITH_STEPS and step_is_due:
         _take_step(pen, script, means, cancelled)
     elif status is RunStatus.WAITING_FOR_SUBRUN and decision is Decision.RESUME:
         pen.tick()

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from sqlalchemy import TextClause, text
 
-from service.backstop import Delay
 from service.db import Database, rows
+from service.turns import Delay
 
 BATCH = 128
 """Most runs in one claim. Rows per second grow with the batch up to about 64 (docs/performance.md)."""
@@ -38,10 +38,9 @@ _TAKE = """
               CAST(extract(epoch FROM now() - due.due_at) AS float8) AS wait_s,
               runs.status, runs.script_position, runs.tool_call_id, runs.workspace_id,
               coalesce(runs.step_due_at <= now(), false) AS pays,
-              coalesce(due.due_at = runs.step_due_at + interval '1 microsecond', false) AS waited
+              runs.delayed_under IS NOT NULL AS waited
 """
-"""Raises the epoch, begins the lease, and returns the columns of `Claim` in their order. The microsecond is
-`pen.BEHIND`, by which a run that the tick rate delayed is told from one that comes for the first time."""
+"""Raises the epoch, begins the lease, and returns the columns of `Claim` in their order."""
 
 _CLAIM = text(f"""
     WITH due AS (
@@ -104,7 +103,7 @@ class Claim(NamedTuple):
     tool_call_id: uuid.UUID | None  # what the run waits for, if it is a tool call
     workspace_id: uuid.UUID
     pays: bool  # its step is due, so the turn needs a token of the workspace's tick rate
-    waited: bool  # it was delayed before, and is due at the time that it was told
+    waited: bool  # its step was delayed before
     delay: Delay | None = None  # its step is put off, since there was no token
 
 

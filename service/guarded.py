@@ -42,6 +42,10 @@ MOST_EXTENSIONS = 3
 """How often a patience that ended late is prolonged, each time by a third of it."""
 
 
+LOOK_EVERY_S = 2.0
+"""How often an idle process looks for a Redis that is away: its figure and its log would never tell otherwise."""
+
+
 class Away(RedisConnectionError):
     """Redis did not answer a moment ago, so it was not asked."""
 
@@ -86,10 +90,13 @@ class Guard:
         ping: Callable[[], Awaitable[object]],
         patience_s: float = PATIENCE_S,
         monotonic: Callable[[], float] = time.monotonic,
+        look_every_s: float = LOOK_EVERY_S,
     ) -> None:
         self.breaker = Breaker(monotonic)
         self._ping = ping
         self._patience_s = patience_s
+        self._look_every_s = look_every_s
+        self._watch: asyncio.TimerHandle | None = None
         self._probe: asyncio.Task[None] | None = None
         self._under_way = 0  # calls without an answer yet
         self._none_under_way = asyncio.Event()
@@ -115,6 +122,7 @@ class Guard:
             if self.breaker.fail():
                 REDIS_AWAY.inc()
                 log.warning("redis is away; going on without it", fault=str(fault))
+                self._look_later()
             raise
         finally:
             self._under_way -= 1
@@ -130,6 +138,8 @@ class Guard:
         self._none_under_way.clear()
         if self._under_way:
             await self._none_under_way.wait()
+        if self._watch is not None:
+            self._watch.cancel()
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.gather(self._probe, return_exceptions=True)
@@ -148,8 +158,16 @@ class Guard:
         finally:
             patience.stop()
 
+    def _look_later(self) -> None:
+        """Have Redis looked for though nobody may ask, for as long as it is away."""
+        self._watch = asyncio.get_running_loop().call_later(self._look_every_s, self._look_though_nobody_asks)
+
+    def _look_though_nobody_asks(self) -> None:
+        if self.is_away():
+            self._look_later()
+
     def _look_again(self) -> None:
-        """Send a probe when its time has come. Only who asks makes it come: an idle process has nothing to find out."""
+        """Send a probe when its time has come; whoever asks makes it come sooner than the watch."""
         if self.breaker.take_probe():
             self._probe = asyncio.get_running_loop().create_task(self._look(), name="look for redis")
 

@@ -91,6 +91,7 @@ _WRITTEN = {
     "epoch": "int",
     "next_tick_at": "timestamptz",
     "step_due_at": "timestamptz",
+    "delayed_under": "text",
     "wait_until": "timestamptz",
     "paused_from": "text",
     "paused_at": "timestamptz",

@@ -25,10 +25,6 @@ from service.toolcalls import Call, ToolCallStatus
 WITH_STEPS = (RunStatus.PENDING, RunStatus.RUNNING)
 """Statuses in which a turn may execute a step."""
 
-BEHIND = dt.timedelta(microseconds=1)
-"""By how much a run whose step was delayed (`backstop`) is due after its step: the least that the database's clock
-knows. Every other run that waits for its step is due when its step is."""
-
 
 class RunRow(msgspec.Struct, gc=False, omit_defaults=True):
     """The columns of a run that the engine reads and writes, explained in `runs.Run`; its groups; its tool call."""
@@ -63,6 +59,7 @@ class RunRow(msgspec.Struct, gc=False, omit_defaults=True):
     created_at: dt.datetime
     started_at: dt.datetime | None
     ended_at: dt.datetime | None
+    delayed_under: str | None = None
     groups: dict[str, Group] = {}
     """The groups of its children, by group_id, but for those that are joined with nobody left in them."""
     tool_call: Call | None = None
@@ -110,7 +107,6 @@ class Pen:
         self._events: list[NewEvent] = []
         self._changed_groups: dict[str, Group] = {}
         self._changed_calls: dict[uuid.UUID, Call] = {}
-        self._delayed = False
 
     @property
     def clock(self) -> dt.datetime:
@@ -178,7 +174,7 @@ class Pen:
         run = self.run
         run.error_summary = reason
         run.ended_at = self.now
-        run.next_tick_at = run.step_due_at = run.wait_until = None
+        run.next_tick_at = run.step_due_at = run.wait_until = run.delayed_under = None
         run.paused_from = run.paused_at = None
 
     # ---- its tool call -----------------------------------------------------------------------------------------------
@@ -260,13 +256,11 @@ class Pen:
             deadlines = [g.deadline_at for g in run.groups.values() if g.state == GroupState.WAITING]
             clocks = (run.step_due_at, run.wait_until, *deadlines)
             run.next_tick_at = min((instant for instant in clocks if instant is not None), default=None)
-            if self._delayed and run.next_tick_at is not None and run.next_tick_at == run.step_due_at:
-                run.next_tick_at += BEHIND
 
-    def delay(self, by: dt.timedelta) -> None:
-        """Move the run's step away; its other clocks stay."""
+    def delay(self, by: dt.timedelta, under: str) -> None:
+        """Move the run's step away, because of this tick rate (`Rate.code`); its other clocks stay."""
         self.run.step_due_at = self.now + by
-        self._delayed = True
+        self.run.delayed_under = under
 
     def has_a_turn(self) -> bool:
         """Tell whether the run's children give it something to do at once."""

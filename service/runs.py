@@ -108,11 +108,13 @@ class Run(Base, kw_only=True):
         CheckConstraint("(status = 'PAUSED') = (paused_from IS NOT NULL)", name="paused_from"),
         CheckConstraint("(status = 'PAUSED') = (paused_at IS NOT NULL)", name="paused_at"),
         CheckConstraint("status <> 'PAUSED' OR next_tick_at IS NULL", name="paused_is_never_due"),
+        CheckConstraint("delayed_under IS NULL OR step_due_at IS NOT NULL", name="only_a_step_is_delayed"),
         Index("runs_due_idx", "next_tick_at", postgresql_where=text("next_tick_at IS NOT NULL")),
         Index("runs_live_idx", "workspace_id", postgresql_where=text("ended_at IS NULL")),
         Index("runs_newest_idx", "workspace_id", text("run_id DESC")),
         Index("runs_ended_idx", "ended_at", "run_id", postgresql_where=text("ended_at IS NOT NULL")),
         Index("runs_children_idx", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
+        Index("runs_delayed_idx", "workspace_id", "delayed_under", postgresql_where=text("delayed_under IS NOT NULL")),
         {"postgresql_with": {"fillfactor": 80}},
     )
 
@@ -163,6 +165,8 @@ class Run(Base, kw_only=True):
     """When the run is due: the earliest of its clocks or, while claimed, the end of the lease."""
     step_due_at: Mapped[dt.datetime | None] = mapped_column(Instant, default=None)
     """When its next step is due, claimed or not; null when no step is left or a wait stands before it."""
+    delayed_under: Mapped[str | None] = mapped_column(default=None)
+    """The tick rate (`Rate.code`) under which its step was delayed until `step_due_at`; null when it is not."""
     wait_until: Mapped[dt.datetime | None] = mapped_column(Instant, default=None)
     """When WAITING_FOR_SUBRUN turns into FAILED; null without a bound."""
     paused_from: Mapped[str | None] = mapped_column(default=None)

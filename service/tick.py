@@ -69,7 +69,7 @@ from service.runs import new_id
 from service.settling import Outcome, Outcomes, Settled, settle_batch, settle_failure, settle_family
 from service.tallies import Tallies
 from service.toolcalls import Definition, Definitions
-from service.turns import Means
+from service.turns import NO_STEP, Means
 from service.workspaces import Agents, KnownAgent
 
 log = structlog.get_logger()
@@ -106,7 +106,7 @@ class Ticker:
     async def claim(self, most: int = BATCH) -> list[Claim]:
         """Claim at most `most` due runs, and pay for the turns that have to be paid for."""
         if self._backstop is not None:
-            await self._backstop.call_those_who_may_come()
+            await self._backstop.look()
         claims = await self._claims.take(most)
         for claim in claims:
             self._tallies.observe_wait(claim.wait_s)
@@ -149,11 +149,6 @@ class Ticker:
         """Let somebody else claim these runs after a while: this worker waits for enough tools and models."""
         await self._claims.hand_back(claims, delay_s)
 
-    async def leave(self) -> None:
-        """Hand over, after the last turn, what this worker alone knows."""
-        if self._backstop is not None:
-            await self._backstop.leave()
-
     async def close(self) -> None:
         """Close what was opened to the outside."""
         await self._outside.close()
@@ -176,7 +171,9 @@ class Ticker:
     async def _outcome(self, claim: Claim, agent: KnownAgent) -> Outcome:
         """Find out what one run does next, waiting for its tool or its model when it has to."""
         if claim.delay is not None:
-            return Outcome(agent, Means(delay=claim.delay.by))
+            return Outcome(agent, Means(delay=claim.delay))
+        if not claim.pays:
+            return Outcome(agent, NO_STEP)
         if not agent.needs_means:
             return Outcome(agent)
         means = Means(is_model=agent.model is not None, max_steps=agent.max_steps, max_tool_calls=agent.max_tool_calls)
@@ -211,7 +208,6 @@ class Ticker:
             for claim in claims:
                 await self.settle([claim], outcomes, ring=ring)
             return
-        self._tell_backstop(claims)
         await self._announce(ledger, ring)
         for claim in settled.put_off:
             await self._settle_family(claim, outcomes[claim.run_id], ring=ring)
@@ -225,13 +221,7 @@ class Ticker:
                 raise
             await self.postpone(claim, fault)
             return
-        self._tell_backstop([claim])
         await self._announce(ledger, ring)
-
-    def _tell_backstop(self, claims: Sequence[Claim]) -> None:
-        """Say that the delays of these turns are committed."""
-        if self._backstop is not None:
-            self._backstop.written((claim.workspace_id, claim.delay) for claim in claims if claim.delay is not None)
 
     async def _write(self, settle: Callable[[Ledger], Coroutine[Any, Any, Settled]]) -> tuple[Ledger, Settled]:
         """Settle in one transaction."""
@@ -274,6 +264,6 @@ def _name(fault: Exception) -> str:
 
 def _goes_outside(claim: Claim, agent: KnownAgent) -> bool:
     """Tell whether a run's turn may have to wait for a tool or a model."""
-    if claim.delay is not None:
+    if claim.delay is not None or not claim.pays:
         return False
     return claim.tool_call_id is not None or (agent.model is not None and claim.status in WITH_STEPS)

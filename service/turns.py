@@ -64,6 +64,13 @@ class GaveUp(msgspec.Struct, frozen=True):
 Move = Answered | WantsTool | CannotHaveTool | GaveUp
 
 
+class Delay(NamedTuple):
+    """What a turn is told whose workspace is over its tick rate."""
+
+    by: dt.timedelta
+    under: str  # the rate (`Rate.code`)
+
+
 class Means(msgspec.Struct, frozen=True):
     """What a run has at hand for one turn, beside its agent's script."""
 
@@ -79,8 +86,10 @@ class Means(msgspec.Struct, frozen=True):
     max_tool_calls: int = MOST_TOOL_CALLS
     room: bool = True
     """Whether the workspace may have one more tool call that waits for approval."""
-    delay: dt.timedelta | None = None
-    """For how long the step is put off, because the workspace is over its tick rate."""
+    step: bool = True
+    """Whether the step was due when the run was claimed: whoever comes for something else has not paid for it."""
+    delay: Delay | None = None
+    """The step is put off, because the workspace is over its tick rate."""
 
     def wants(self, script: Sequence[ScriptStep], position: int) -> Wanted | None:
         """Return the tool call that a step at this position of the script, or the model's move, asks for."""
@@ -103,3 +112,6 @@ class Wanted(NamedTuple):
 
 PLAIN = Means()
 """Of a script without tools."""
+
+NO_STEP = Means(step=False)
+"""Of a turn that comes for something else than its step."""

@@ -75,9 +75,6 @@ DRAIN_S = 7.0
 CANCEL_S = 0.8
 """How long it then waits for what it leaves to be told so: a tool's row says that it was interrupted."""
 
-LEAVE_S = 0.5
-"""How long it may then take to hand over to others what it knows."""
-
 ROUND_DRAIN_S = 1.0
 """How long a stopping worker waits, after its batches, for what it is archiving; after that it is undone."""
 
@@ -145,11 +142,6 @@ class Worker:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._bell.wait(), rest_s)
         await self._drain()
-        try:
-            async with asyncio.timeout(LEAVE_S):
-                await self._ticker.leave()
-        except Exception as fault:
-            _log_fault("others may learn late of the runs that were delayed here", fault)
 
     async def _rest_s(self) -> float:
         """Return for how long nothing will be due, unless somebody rings."""

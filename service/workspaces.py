@@ -12,7 +12,9 @@ import datetime as dt
 import enum
 import uuid
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -250,7 +252,8 @@ READ_AGENTS = text("""
 """)
 
 
-class KnownAgent(NamedTuple):
+@dataclass(frozen=True)
+class KnownAgent:
     """What never changes of an agent."""
 
     workspace_id: uuid.UUID
@@ -259,12 +262,12 @@ class KnownAgent(NamedTuple):
     max_steps: int = DEFAULT_MAX_STEPS
     max_tool_calls: int = DEFAULT_MAX_TOOL_CALLS
 
-    @property
+    @cached_property
     def needs_means(self) -> bool:
         """Whether its turns need more than its script; a script without tools never breaks its bounds but by itself."""
         return self.model is not None or bool(self.tool_names) or len(self.script) > self.max_steps
 
-    @property
+    @cached_property
     def tool_names(self) -> set[str]:
         """The definitions that its runs may call."""
         named = {step.tool for step in self.script if step.tool is not None}

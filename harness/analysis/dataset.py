@@ -19,6 +19,10 @@ GROUPED_BY_TRIAL = frozenset({Mode.BURST, Mode.BURST_LIMITS})
 """Modes whose runs start together, so that the burst and not the run is what repeats independently."""
 
 
+NOT_COMPARED = frozenset({"runs"})
+"""Parameters in which two measurements of the same load may differ: how long it went on."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Sample sets read together, ordered by measurement id. Every frame has a `measurement_id` and a `mode` column."""
@@ -77,6 +81,11 @@ def build_dataset(sets: Collection[tuple[str, Manifest, pd.DataFrame, pd.DataFra
         pd.concat(runs, ignore_index=True),
         pd.concat(resources, ignore_index=True),
     )
+
+
+def asked_alike(manifest: Manifest) -> dict[str, object]:
+    """Return the parameters in which measurements must be alike to be compared."""
+    return {name: value for name, value in manifest.parameters.items() if name not in NOT_COMPARED}
 
 
 def moment_ns(samples: pd.DataFrame) -> pd.Series:

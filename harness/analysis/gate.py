@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 
-from harness.analysis.dataset import Dataset, in_order
+from harness.analysis.dataset import Dataset, asked_alike, in_order
 from harness.analysis.dependence import Floats
 from harness.analysis.regression import PAIRS_MIN, GateVerdict, compare_pairs, compare_runs, run_quantiles
 from harness.analysis.slo import Interval, Statistic, Status, Verdict, percent, plural, rounded
@@ -32,9 +32,6 @@ GATED = (Statistic.P50, Statistic.P95)
 MACHINE = ("system", "architecture", "cpu", "cpu_count")
 """What of the machine a latency depends on; its memory and its kernel's patch level do so less."""
 
-NOT_COMPARED = frozenset({"runs"})
-"""Parameters in which a candidate may differ from its baseline: how long the same load went on."""
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
@@ -50,14 +47,15 @@ class Comparison:
 
 def compare(data: Dataset, baseline: Dataset) -> tuple[Comparison, ...]:
     """Compare what both sides measured alike, in the order of loads and endpoints, the p99 included."""
-    return tuple(
-        _compared(ours, theirs, mode, endpoint, statistic)
+    both = [
+        (mode, ours, theirs, endpoint)
         for mode, ours, theirs in _loads(data, baseline)
         if not _difference(ours, theirs)
         for endpoint in Endpoint
         if not ours.of_endpoint(endpoint).empty and not theirs.of_endpoint(endpoint).empty
-        for statistic in (*GATED, Statistic.P99)
-    )
+    ]
+    sharing = len(both) * len(GATED)
+    return tuple(_compared(*one, statistic, sharing) for one in both for statistic in (*GATED, Statistic.P99))
 
 
 def judge_regression(data: Dataset, baseline: Dataset) -> tuple[Verdict, ...]:
@@ -124,13 +122,13 @@ def _difference(ours: Dataset, theirs: Dataset) -> str:
     if len(machines) > 1:
         told = " and ".join(sorted(" ".join(words[1:]) for words in machines))
         return f"The baseline was not measured on this machine ({told}): make one here with `make baseline`."
-    first = _asked(theirs.manifests[0])
+    first = asked_alike(theirs.manifests[0])
     for one in (*ours.manifests, *theirs.manifests):
-        for name, value in sorted((_asked(one) | first).items()):
-            if _asked(one).get(name) != first.get(name):
+        for name, value in sorted((asked_alike(one) | first).items()):
+            if asked_alike(one).get(name) != first.get(name):
                 return (
                     f"The baseline was not measured with the same parameters: {name} is {first.get(name)!r} in it and "
-                    f"{_asked(one).get(name, value)!r} in {one.measurement_id[:8]}."
+                    f"{asked_alike(one).get(name, value)!r} in {one.measurement_id[:8]}."
                 )
     return ""
 
@@ -140,21 +138,18 @@ def _machine(manifest: Manifest) -> tuple[str, ...]:
     return tuple(str(manifest.machine.get(name, "unknown")) for name in MACHINE)
 
 
-def _asked(manifest: Manifest) -> dict[str, object]:
-    """Return the parameters that must be alike."""
-    return {name: value for name, value in manifest.parameters.items() if name not in NOT_COMPARED}
-
-
-def _compared(ours: Dataset, theirs: Dataset, mode: Mode, endpoint: Endpoint, statistic: Statistic) -> Comparison:
+def _compared(
+    mode: Mode, ours: Dataset, theirs: Dataset, endpoint: Endpoint, statistic: Statistic, sharing: int
+) -> Comparison:
     """Compare one quantile, in pairs where the measurements were made in turn."""
     q = statistic.q or 0.5
     candidate = run_quantiles(in_order(ours.of_endpoint(endpoint)), q)
     baseline = run_quantiles(in_order(theirs.of_endpoint(endpoint)), q)
     if _in_turn(ours, theirs) and len(candidate) == len(ours.manifests) and len(baseline) == len(theirs.manifests):
         candidate, baseline = candidate[_by_start(ours)], baseline[_by_start(theirs)]
-        found = compare_pairs(candidate, baseline, MARGIN)
+        found = compare_pairs(candidate, baseline, MARGIN, sharing)
     else:
-        found = compare_runs(candidate, baseline, MARGIN)
+        found = compare_runs(candidate, baseline, MARGIN, sharing)
     return Comparison(mode, endpoint, statistic, candidate, baseline, found)
 
 

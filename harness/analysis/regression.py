@@ -6,8 +6,9 @@ identical systems in up to a third of comparisons. Runs measured in turn, candid
 compared in pairs, which takes out what both met; otherwise Student's t with the pooled spread of the runs.
 
 Slower than the margin allows must be excluded for a PASS; a slowdown must be proven, and its harmlessness not, for a
-FAIL. A run whose quantile lies among its failures was infinitely slow. Error rates:
-docs/evidence/regression-calibration.md. Next: `history`, over many reports.
+FAIL. Of several comparisons (endpoints, quantiles) a false alarm may come from any, so they share the error of a FAIL
+(Bonferroni); a PASS of all needs each to pass, so that side needs no share. A run whose quantile lies among its
+failures was infinitely slow. Error rates: docs/evidence/regression-calibration.md. Next: `history`, over many reports.
 """
 
 from __future__ import annotations
@@ -69,8 +70,11 @@ def run_quantiles(rows: pd.DataFrame, q: float) -> Floats:
     return np.array([quantile(waited_ms(part), q) for _, part in units], dtype=np.float64)
 
 
-def compare_runs(candidate: Floats, baseline: Floats, margin: float) -> GateVerdict:
-    """Compare a quantile of each candidate run (n_candidate,) with that of each baseline run (n_baseline,), in ms."""
+def compare_runs(candidate: Floats, baseline: Floats, margin: float, sharing: int = 1) -> GateVerdict:
+    """Compare a quantile of each candidate run (n_candidate,) with that of each baseline run (n_baseline,), in ms.
+
+    `sharing` is how many comparisons share the error of a false FAIL.
+    """
     _check(margin)
     refusal = _unmeasured(candidate, baseline, margin, is_paired=False)
     if refusal is not None:
@@ -89,24 +93,26 @@ def compare_runs(candidate: Floats, baseline: Floats, margin: float) -> GateVerd
     spread = math.sqrt(squares / freedom)
     change = float(ours.mean() - theirs.mean())
 
-    def half_width(more_ours: int, more_theirs: int) -> float:
+    def bounds(more_ours: int, more_theirs: int) -> Bounds:
         n, m = len(ours) + more_ours, len(theirs) + more_theirs
-        return _student(n + m - 2) * spread * math.sqrt(1.0 / n + 1.0 / m)
+        return _bounds(change, spread * math.sqrt(1.0 / n + 1.0 / m), n + m - 2, sharing)
 
     # As scipy.stats.ttest_ind, which knows no interval for a single candidate, and warns of runs that are equal.
-    low, high = change - half_width(0, 0), change + half_width(0, 0)
-    bound = math.log1p(margin)
+    found = bounds(0, 0)
     more: tuple[int, int] | None = None
-    if _settle(low, high, margin) is Status.INCONCLUSIVE:
-        alone = _smallest_more(lambda k: half_width(k, 0), change, bound)
-        both = _smallest_more(lambda k: half_width(k, k), change, bound)
+    if _settle(found, margin) is Status.INCONCLUSIVE:
+        alone = _smallest_more(lambda k: bounds(k, 0), margin)
+        both = _smallest_more(lambda k: bounds(k, k), margin)
         if both is not None:
             more = (alone, 0) if alone is not None and alone <= 2 * both else (both, both)
-    return _verdict((change, low, high), margin, spread, (len(ours), len(theirs)), more, is_paired=False)
+    return _verdict(found, margin, spread, (len(ours), len(theirs)), more, sharing, is_paired=False)
 
 
-def compare_pairs(candidate: Floats, baseline: Floats, margin: float) -> GateVerdict:
-    """Compare runs that were measured in turn: candidate[i] beside baseline[i], both of shape (n_pairs,), in ms."""
+def compare_pairs(candidate: Floats, baseline: Floats, margin: float, sharing: int = 1) -> GateVerdict:
+    """Compare runs that were measured in turn: candidate[i] beside baseline[i], both of shape (n_pairs,), in ms.
+
+    `sharing` as in `compare_runs`.
+    """
     _check(margin)
     if len(candidate) != len(baseline):
         raise ValueError(f"pairs need as many candidates as baselines, not {len(candidate)} and {len(baseline)}")
@@ -120,21 +126,32 @@ def compare_pairs(candidate: Floats, baseline: Floats, margin: float) -> GateVer
     ratios = np.log(candidate) - np.log(baseline)
     spread, change = float(ratios.std(ddof=1)), float(ratios.mean())
 
-    def half_width(more: int) -> float:
+    def bounds(more: int) -> Bounds:
         n = pairs + more
-        return _student(n - 1) * spread / math.sqrt(n)
+        return _bounds(change, spread / math.sqrt(n), n - 1, sharing)
 
-    low, high = change - half_width(0), change + half_width(0)
+    found = bounds(0)
     more = None
-    if _settle(low, high, margin) is Status.INCONCLUSIVE:
-        further = _smallest_more(half_width, change, math.log1p(margin))
+    if _settle(found, margin) is Status.INCONCLUSIVE:
+        further = _smallest_more(bounds, margin)
         more = None if further is None else (further, further)
-    return _verdict((change, low, high), margin, spread, (pairs, pairs), more, is_paired=True)
+    return _verdict(found, margin, spread, (pairs, pairs), more, sharing, is_paired=True)
 
 
-def _student(freedom: int) -> float:
-    """Return Student's t at the confidence of every one-sided bound."""
-    return float(special.stdtrit(freedom, CONFIDENCE))
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bounds:
+    """A change of the logarithm."""
+
+    seen: float
+    low: float  # two one-sided 95 % bounds
+    high: float
+    alarm: float  # lower bound that has to be above 0 for a FAIL: further down, the more comparisons share the error
+
+
+def _bounds(change: float, error: float, freedom: int, sharing: int) -> Bounds:
+    """Return Student's t bounds of a change with its standard error."""
+    width, wider = (float(special.stdtrit(freedom, 1.0 - (1.0 - CONFIDENCE) / k)) * error for k in (1, sharing))
+    return Bounds(change, change - width, change + width, change - wider)
 
 
 def _check(margin: float) -> None:
@@ -176,11 +193,11 @@ def _open(
     )  # fmt: skip
 
 
-def _settle(low: float, high: float, margin: float) -> Status:
+def _settle(found: Bounds, margin: float) -> Status:
     """Judge the bounds of a change of the logarithm."""
-    if high <= math.log1p(margin):
+    if found.high <= math.log1p(margin):
         return Status.PASS
-    return Status.FAIL if low > 0.0 else Status.INCONCLUSIVE
+    return Status.FAIL if found.alarm > 0.0 else Status.INCONCLUSIVE
 
 
 def _equivalence(low: float, high: float, margin: float) -> Status:
@@ -191,46 +208,49 @@ def _equivalence(low: float, high: float, margin: float) -> Status:
     return Status.FAIL if low > up or high < down else Status.INCONCLUSIVE
 
 
-def _smallest_more(half_width: Callable[[int], float], change: float, bound: float) -> int | None:
+def _smallest_more(bounds: Callable[[int], Bounds], margin: float) -> int | None:
     """Return how many further runs would settle it if the change stays what it is; null when none up to the most."""
 
     def settled(more: int) -> bool:
-        return change + half_width(more) <= bound or change - half_width(more) > 0.0 or more > MORE_RUNS_MAX
+        return _settle(bounds(more), margin) is not Status.INCONCLUSIVE or more > MORE_RUNS_MAX
 
     found = smallest(settled, 1)
     return None if found > MORE_RUNS_MAX else found
 
 
 def _verdict(
-    change: tuple[float, float, float],
+    found: Bounds,
     margin: float,
     spread: float,
     runs: tuple[int, int],
     more: tuple[int, int] | None,
+    sharing: int,
     *,
     is_paired: bool,
 ) -> GateVerdict:
     """Return the verdict on a change of the logarithm with its bounds."""
-    seen, low, high = change
-    status = _settle(low, high, margin)
+    status = _settle(found, margin)
     ours, theirs = (None, None) if more is None else more
     return GateVerdict(
-        status, _equivalence(low, high, margin), low > 0.0, math.expm1(seen), math.expm1(low), math.expm1(high), margin,
-        spread, *runs, is_paired, ours, theirs, _words(status, seen, low, high, margin, runs, is_paired=is_paired),
+        status, _equivalence(found.low, found.high, margin), found.low > 0.0,
+        math.expm1(found.seen), math.expm1(found.low), math.expm1(found.high), margin,
+        spread, *runs, is_paired, ours, theirs, _words(status, found, margin, runs, sharing, is_paired=is_paired),
     )  # fmt: skip
 
 
 def _words(
-    status: Status, seen: float, low: float, high: float, margin: float, runs: tuple[int, int], *, is_paired: bool
+    status: Status, found: Bounds, margin: float, runs: tuple[int, int], sharing: int, *, is_paired: bool
 ) -> str:
     """Return the reason in words."""
     of = plural(runs[0], "pairs") if is_paired else f"{plural(runs[0], 'runs')} against {runs[1]:,}"
-    change, lower, upper = (percent(math.expm1(value)) for value in (seen, low, high))
+    change, lower, upper = (percent(math.expm1(value)) for value in (found.seen, found.low, found.high))
     told = f"{of}: changed by {change}, with 95 % confidence on each side between {lower} and {upper}"
     if status is Status.PASS:
-        slower = "; a slowdown is proven, but a harmless one" if low > 0.0 else ""
+        slower = "; a slowdown is proven, but a harmless one" if found.low > 0.0 else ""
         return f"{told}: no slower than the margin of {percent(margin)}{slower}."
     if status is Status.FAIL:
-        beyond = f"beyond the margin of {percent(margin)}" if low > math.log1p(margin) else "a slowdown"
+        beyond = f"beyond the margin of {percent(margin)}" if found.low > math.log1p(margin) else "a slowdown"
         return f"{told}: {beyond} is proven."
+    if found.low > 0.0:
+        return f"{told}: a slowdown if it stood alone, but not proven among {sharing} comparisons."
     return f"{told}: neither a slowdown nor that it stays within the margin of {percent(margin)} is proven."

@@ -5,16 +5,19 @@ Each frame says in its columns what unit it is in; `display` makes them readable
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
 from harness.analysis.completion import completion_bounds
-from harness.analysis.dataset import Dataset, groups_of, moment_ns, waited_ms
+from harness.analysis.dataset import Dataset, asked_alike, groups_of, moment_ns, waited_ms
 from harness.analysis.quantiles import estimate_quantile, quantile
 from harness.analysis.slo import Verdict, rounded
 from harness.sample import Endpoint, Mode, Outcome
+from harness.sampleset import Manifest
 
 SHOWN_QUANTILES = (0.5, 0.95, 0.99)
 
@@ -169,6 +172,7 @@ def measurement_frame(data: Dataset) -> pd.DataFrame:
         {
             "measurement_id": manifest.measurement_id,
             "mode": manifest.mode,
+            "load": _load_digest(manifest),
             "started_at": pd.Timestamp(manifest.clock.start.wall_ns, unit="ns", tz="UTC").floor("s"),
             "requests": int((data.samples["measurement_id"] == manifest.measurement_id).sum()),
             "runs": int((data.runs["measurement_id"] == manifest.measurement_id).sum()),
@@ -185,6 +189,11 @@ def measurement_frame(data: Dataset) -> pd.DataFrame:
     ]
     types = {"quota_revision": "Int64", "cpu_count": "Int64", "commit": "string"}
     return pd.DataFrame(rows).astype(types)
+
+
+def _load_digest(manifest: Manifest) -> str:
+    """Return a name for what was asked for: the same for measurements that may be compared."""
+    return hashlib.sha256(json.dumps(asked_alike(manifest), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def first_request_ns(data: Dataset) -> dict[str, int]:

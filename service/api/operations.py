@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -21,6 +22,9 @@ from service.quota.shadow import revision_figures
 from service.tallies import worker_figures
 
 PROMETHEUS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+
+DATABASE_PATIENCE_S = 2.0
+"""How long /metrics waits for the database, seconds: well below the ten that Prometheus gives a scrape."""
 
 
 class Operations:
@@ -49,11 +53,28 @@ class Operations:
         return answer_json({"status": "ok", "redis": "ok"})
 
     async def metrics(self, exchange: Exchange[None]) -> Answer[str]:
-        """Return the figures in Prometheus' text format; the queue's are read from the database at this moment."""
+        """Return the figures in Prometheus' text format; those that the database does not tell in time are left out."""
         with exchange.timed("db_ms"):
-            async with self._database.read() as connection:
-                waiting = await queue(connection)
-                quota_figures = await revision_figures(connection)
+            try:
+                async with asyncio.timeout(DATABASE_PATIENCE_S):
+                    told = await self._database_figures()
+            except (SQLAlchemyError, OSError, TimeoutError):
+                told = ""
+        figures = [
+            "# HELP plimsoll_database_figures_missing Whether the database did not tell its figures: 1, or 0.",
+            "# TYPE plimsoll_database_figures_missing gauge",
+            f"plimsoll_database_figures_missing {int(not told)}",
+            "",
+        ]
+        body = _own_figures() + "\n".join(figures).encode() + told.encode()
+        body += await worker_figures(self._redis)
+        return Answer(body, content_type=PROMETHEUS_TEXT)
+
+    async def _database_figures(self) -> str:
+        """Return what the database knows at this moment."""
+        async with self._database.read() as connection:
+            waiting = await queue(connection)
+            quota_figures = await revision_figures(connection)
         figures = [
             "# HELP plimsoll_queue_depth Runs that are due and not yet claimed.",
             "# TYPE plimsoll_queue_depth gauge",
@@ -63,9 +84,7 @@ class Operations:
             f"plimsoll_oldest_due_tick_seconds {waiting.oldest_due_s:.6f}",
             "",
         ]
-        body = _own_figures() + "\n".join(figures).encode() + quota_figures.encode()
-        body += await worker_figures(self._redis)
-        return Answer(body, content_type=PROMETHEUS_TEXT)
+        return "\n".join(figures) + quota_figures
 
 
 def _own_figures() -> bytes:

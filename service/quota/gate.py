@@ -122,7 +122,7 @@ class Gate:
         async with self._client.pipeline(transaction=False) as pipe:
             for each in asked:
                 key = shadow_bucket(each.workspace_id, each.revision, each.limit)
-                pipe.evalsha(self._digest, 1, key, int(each.rate.per_s * 1000), each.rate.burst)
+                pipe.evalsha(self._digest, 1, key, each.rate.thousandths, each.rate.burst)
             answers: list[object] = await pipe.execute(raise_on_error=False)
         return answers
 

@@ -6,10 +6,11 @@ for it, and which revisions are active and shadow. A revision never changes, so 
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -83,6 +84,11 @@ class Quotas:
     async def of(self, workspace_id: uuid.UUID) -> Quota:
         """Return the workspace's quota; raises NotFound when there is no such workspace."""
         return self.known(workspace_id) or await self._grouping.submit(workspace_id)
+
+    async def read(self, workspace_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Quota]:
+        """Ask the database for the quotas of workspaces as they are now; raises NotFound when there is no such one."""
+        asked = list(workspace_ids)
+        return dict(zip(asked, await asyncio.gather(*map(self._grouping.submit, asked)), strict=True))
 
     async def _read(self, workspace_ids: Sequence[uuid.UUID]) -> Sequence[Quota | Exception]:
         asked_at = self._monotonic()

@@ -49,6 +49,16 @@ class Rate:
         if (self.per_s * 1000).denominator != 1 or not 0 < self.per_s <= MOST or not 1 <= self.burst <= MOST:
             raise ValueError(f"a rate is a positive multiple of 1/1000 with a burst from 1, and {MOST:,} at most")
 
+    @property
+    def thousandths(self) -> int:
+        """The rate as the limiter counts it, in thousandths of a token a second."""
+        return int(self.per_s * 1000)
+
+    @property
+    def code(self) -> str:
+        """The rate as a run's row names the one that it was delayed under: thousandths and burst, as in "41000:41"."""
+        return f"{self.thousandths}:{self.burst}"
+
 
 @dataclass(frozen=True)
 class Quota:

@@ -70,7 +70,7 @@ class LocalBuckets:
 
     def _drained(self, key: tuple[uuid.UUID, Limit], rate: Rate, now_us: int) -> _Bucket:
         """Return a bucket as it stands now; another rate or a smaller burst is settled at once, as in gcra.lua."""
-        drain = int(rate.per_s * 1000) * self._percent
+        drain = rate.thousandths * self._percent
         kept = self._buckets.get(key)
         if kept is None:
             return _Bucket(0, now_us, drain)

@@ -83,7 +83,7 @@ class Rates:
             self._terms.clear()
         # Whole seconds only, so the window is the time in which a burst fills again.
         policy = f"q={rate.burst};w={-(-rate.burst // rate.per_s)}"
-        terms = self._terms[id(rate)] = Terms(rate, int(rate.per_s * 1000), policy)
+        terms = self._terms[id(rate)] = Terms(rate, rate.thousandths, policy)
         return terms
 
     async def _take(self, demands: Sequence[Demand]) -> Sequence[dict[str, str] | Exception]:

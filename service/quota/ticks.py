@@ -77,7 +77,7 @@ class TickRates:
                 log.warning("tick rates are checked here", fault=str(fault), workspaces=len(asked))
             return [self._local.take(each) for each in asked], True
         return [
-            Verdict(int(back), int(first), int(early), int(short), TOKEN, _thousandths(each.rate))
+            Verdict(int(back), int(first), int(early), int(short), TOKEN, each.rate.thousandths)
             for each, (back, first, _, early, short) in zip(asked, answers, strict=True)
         ], False
 
@@ -118,14 +118,10 @@ class TickRates:
     async def _send(self, asked: Sequence[Asked]) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipe:
             for each in asked:
-                terms = (_thousandths(each.rate), each.rate.burst, each.returned, each.fresh)
+                terms = (each.rate.thousandths, each.rate.burst, each.returned, each.fresh)
                 pipe.evalsha(DIGEST, 1, bucket(each.workspace_id, Limit.TICK), *terms)
             answers: list[Any] = await pipe.execute(raise_on_error=False)
         return answers
-
-
-def _thousandths(rate: Rate) -> int:
-    return int(rate.per_s * 1000)
 
 
 class _Line(NamedTuple):
@@ -151,7 +147,7 @@ class LocalLines:
 
     def take(self, asked: Asked) -> Verdict:
         """Take a token for as many turns as there are tokens, and queue the rest."""
-        now_us, drain = self._monotonic_us(), _thousandths(asked.rate) * self._percent
+        now_us, drain = self._monotonic_us(), asked.rate.thousandths * self._percent
         burst = asked.rate.burst * LOCAL_TOKEN
         kept = self._kept.get(asked.workspace_id, _Line(0, 0, now_us, drain))
         drained = (now_us - kept.at_us) * max(drain, kept.drain)

@@ -204,7 +204,7 @@ class Usage:
                 original = bucket(workspace_id, limit)
                 copy = f"{original}:{uuid.uuid4().hex}"
                 pipe.copy(original, copy)
-                terms = (int(rate.per_s * 1000), rate.burst)
+                terms = (rate.thousandths, rate.burst)
                 if limit is Limit.TICK:  # as a turn that comes for the first time
                     pipe.evalsha(TICKS_DIGEST, 1, copy, *terms, 0, 1)
                 else:
@@ -247,7 +247,7 @@ def _level(limit: Limit, rate: Rate, answer: Any) -> _Level:
     """Read the answer of gcra.lua, or of ticks.lua, to one who asked a copy of the bucket."""
     if limit is Limit.TICK:
         _, admitted, left, early, _ = map(int, answer)
-        return _Level(left + 1, 0) if admitted else _Level(0, -(-early // int(rate.per_s * 1000)))
+        return _Level(left + 1, 0) if admitted else _Level(0, -(-early // rate.thousandths))
     left, wait_us, refused = map(int, answer[0])
     return _Level(0, wait_us) if refused else _Level(left + 1, 0)
 

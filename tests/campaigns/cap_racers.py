@@ -324,11 +324,8 @@ class TwoSteps(Leases):
 
 
 def unlock() -> None:
-    """A mutant: count before the insert, lock nothing, and take a moment in between."""
+    """A mutant: count before the insert, do not lock the workspace, and take a moment in between."""
     service.quota.caps.LOCK = text("SELECT 1 FROM workspaces WHERE workspace_id = ANY(:ids)")
-    without = service.commits.LOCK_PARENTS.text.replace("FOR NO KEY UPDATE", "")
-    service.commits.LOCK_PARENTS = text(without)
-    service.commits._lock_parents = slowly(service.commits._lock_parents)
     for module, name in ((service.commits, "lock_and_count"), (service.ledger, "count_pending_tool_calls")):
         setattr(module, name, slowly(getattr(module, name)))
 

@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
+import service.commits
+from service.commits import Accepted, Commits, Spawn
+from service.db import Database
 from service.embedded import Stack
-from service.quota.limits import Limit
-from tests.campaigns.cap_races import CAPS, Arena, contradictions, exact_stack, new_database, race_for, racing
+from service.quota.limits import LIFTED, Limit
+from tests.campaigns.cap_arena import Arena
+from tests.campaigns.cap_racers import NO_METADATA
+from tests.campaigns.cap_races import CAPS, contradictions, exact_stack, new_database, race_for, racing
 from tests.campaigns.cap_races_report import Result
+from tests.tenants import open_tenant
 
 ATTEMPTS = 20_000  # on all caps together
 HOLD_S = 0.1
@@ -53,12 +61,32 @@ def test_no_cap_is_exceeded_and_no_place_is_lost_when_processes_race(exact: Stac
     assert [(result.limit, result.history.peak) for result in results] == [(each.limit, each.most) for each in results]
 
 
-@pytest.mark.parametrize("limit", [Limit.LIVE_PARENT_RUNS, Limit.PENDING_TOOL_CALLS])
+@pytest.mark.parametrize("limit", [Limit.LIVE_PARENT_RUNS, Limit.LIVE_RUNS, Limit.PENDING_TOOL_CALLS])
 def test_a_count_without_a_lock_is_found_out(exact: Stack, limit: Limit) -> None:
     attempts = 1_500 if limit is Limit.PENDING_TOOL_CALLS else 12_000  # 256 callers ask at once, of each process
     [result] = race_all(exact, f"unlocked_{limit}", (limit,), attempts, "unlocked")
     assert result.history.peak > result.most
     assert any(" held " in fault for fault in result.all_faults())
+
+
+async def test_the_numbers_of_a_parents_steps_hold_its_cap_even_without_its_lock(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Why there is no such mutant: of two spawns that read the same count, one would write a step whose number is taken.
+    unlocked = service.commits.LOCK_PARENTS.text.replace("FOR NO KEY UPDATE", "")
+    monkeypatch.setattr(service.commits, "LOCK_PARENTS", text(unlocked))
+    database = Database(database_url)
+    refused: list[object] = []
+    async with open_tenant(database, redis_url) as tenant:
+        commits = [Commits(database, tenant.announcer) for _ in range(2)]
+        for parent in await tenant.runs(20):
+            spawn = Spawn(parent, tenant.workspace_id, tenant.agent_id, "", NO_METADATA, None, LIFTED)
+            answers = await asyncio.gather(*(each.submit(spawn) for each in commits), return_exceptions=True)
+            refused += [answer for answer in answers if isinstance(answer, BaseException)]
+            assert (await tenant.row(parent))["pending_subruns"] == sum(isinstance(each, Accepted) for each in answers)
+        assert await tenant.faults() == []
+    await database.close()
+    assert {type(answer) for answer in refused} == {IntegrityError}
 
 
 @pytest.mark.parametrize("limit", [Limit.WEBSOCKETS, Limit.WEBSOCKETS_PER_USER])

@@ -6,17 +6,20 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
+import redis.asyncio
 import structlog
 from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
 from service.__main__ import main
+from service.announce import connect_redis
 from service.db import Database
 from service.settings import Settings
 from service.tallies import Tallies
 from service.tick import Ticker
 from service.workspaces import Agents
 from tests.tenants import Tenant, open_tenant
+from tests.tickhands import Hands
 
 Command = Callable[..., tuple[int, str, str]]
 """Runs `python -m service` with these arguments; returns its exit code, standard output and standard error."""
@@ -67,3 +70,16 @@ def logged() -> Iterator[list[EventDict]]:
     structlog.configure(processors=[capture], wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET))
     yield capture.entries
     structlog.configure(**before)
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
+    """A worker's client."""
+    async with connect_redis(redis_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def hands(tenant: Tenant, client: redis.asyncio.Redis) -> Hands:
+    """A worker's hands."""
+    return Hands(tenant, client)

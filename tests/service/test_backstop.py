@@ -6,93 +6,28 @@ import asyncio
 import datetime as dt
 import itertools
 import time
-import uuid
-from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio
-from sqlalchemy import text
 from structlog.typing import EventDict
 
 from service.announce import connect_redis
-from service.backstop import Backstop
 from service.claims import BATCH
 from service.control import pause_run, resume_run
 from service.db import Database
 from service.families import cancel_run
 from service.joins import FailurePolicy, JoinPolicy
-from service.pen import BEHIND
-from service.quota.gate import Gate
-from service.quota.inforce import Quotas
-from service.quota.limits import Limit
-from service.quota.overrides import clear_override, set_override
-from service.quota.rates import Rates
-from service.quota.revisions import activate, propose, shadow
-from service.quota.shadow import ShadowTally, shadow_counts
-from service.quota.tables import RateValue
-from service.quota.ticks import TickRates
-from service.settings import Settings
-from service.tallies import Tallies, worker_figures
+from service.quota.revisions import propose, shadow
+from service.quota.shadow import shadow_counts
+from service.tallies import worker_figures
 from service.tick import Ticker
 from service.toolcalls import create_definition
 from service.worker import Worker
-from service.workspaces import Agents, create_agent, create_workspace
+from service.workspaces import create_agent, create_workspace
 from tests.quotatables import BY, file_of, rate, tables
 from tests.tenants import Tenant, drain, expire_leases, open_tenant, settle
+from tests.tickhands import HOURLY, HUNG, STEP, Hands, limit, one_step, throttled
 from tests.workers import Watched, working
-
-STEP = {"kind": "MESSAGE"}
-HUNG = {"kind": "MODEL_CALL", "latency_ms": 3_600_000}
-HOURLY = 0.001
-"""A rate per second that gives nothing during a test."""
-
-
-class Hands:
-    """What a worker has to keep the tick rates."""
-
-    def __init__(self, tenant: Tenant, client: redis.asyncio.Redis, *, shadowed: bool = False) -> None:
-        self.now_s = 0.0
-        self.tallies = Tallies()
-        self.tally = ShadowTally(tenant.database)
-        self.gate = Gate(Rates(client), client, self.tally)
-        quotas = Quotas(tenant.database, lambda: self.now_s)
-        gate = self.gate if shadowed else None
-        self.backstop = Backstop(
-            tenant.database, quotas, TickRates(client), self.tallies, gate, monotonic=lambda: self.now_s
-        )
-        self.ticker = Ticker(
-            tenant.database,
-            tenant.announcer,
-            Agents(),
-            self.tallies,
-            Settings.lease_s,
-            backstop=self.backstop,
-            shadow=self.tally,
-        )
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
-    """A worker's client."""
-    async with connect_redis(redis_url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def hands(tenant: Tenant, client: redis.asyncio.Redis) -> Hands:
-    """A worker's hands."""
-    return Hands(tenant, client)
-
-
-async def limit(tenant: Tenant, per_s: float, burst: int) -> None:
-    """Give the tenant's workspace a tick rate of its own."""
-    async with tenant.database.begin() as connection:
-        await set_override(connection, tenant.workspace_id, Limit.TICK, rate(per_s, burst), BY)
-
-
-async def one_step(tenant: Tenant) -> uuid.UUID:
-    """Make an agent whose runs end with their first turn."""
-    return await tenant.agent(STEP)
 
 
 async def test_of_more_turns_than_the_burst_the_others_are_delayed_and_nothing_happens_to_them(
@@ -105,12 +40,12 @@ async def test_of_more_turns_than_the_burst_the_others_are_delayed_and_nothing_h
 
     assert sorted(await tenant.statuses(*run_ids)) == ["COMPLETED"] * 3 + ["PENDING"] * 2
     delayed = await tenant.rows(
-        "SELECT ticks, epoch, vain_attempts, last_seq, started_at, next_tick_at - step_due_at AS behind FROM runs"
-        " WHERE status = 'PENDING'"
+        "SELECT ticks, epoch, vain_attempts, last_seq, started_at, delayed_under, next_tick_at = step_due_at AS is_due"
+        " FROM runs WHERE status = 'PENDING'"
     )
-    assert [dict(row) for row in delayed] == [
-        {"ticks": 0, "epoch": 1, "vain_attempts": 0, "last_seq": 1, "started_at": None, "behind": BEHIND}
-    ] * 2
+    kept = {"ticks": 0, "epoch": 1, "vain_attempts": 0, "last_seq": 1, "started_at": None}
+    assert [dict(row) for row in delayed] == [{**kept, "delayed_under": "1:3", "is_due": True}] * 2
+    assert await tenant.rows("SELECT 1 FROM runs WHERE ended_at IS NOT NULL AND delayed_under IS NOT NULL") == []
     waits = await tenant.rows("SELECT next_tick_at - now() AS wait FROM runs WHERE ended_at IS NULL ORDER BY 1")
     assert [round(row["wait"].total_seconds(), -2) for row in waits] == [1000, 2000]
     assert await tenant.faults() == []
@@ -208,15 +143,6 @@ async def test_a_workspace_over_its_rate_delays_nobody_else(tenant: Tenant, hand
         assert await quiet.statuses(*run_ids) == ["COMPLETED"] * 5
 
 
-async def throttled(tenant: Tenant, hands: Hands, *script: dict[str, object]) -> uuid.UUID:
-    """Return a run that is RUNNING, whose next step is due, and delayed by an hour or so."""
-    await limit(tenant, HOURLY, 1)
-    run_id = await tenant.run(await tenant.agent(*(script or (STEP, STEP))))
-    await drain(hands.ticker)
-    assert await tenant.status(run_id) == "RUNNING"
-    return run_id
-
-
 @pytest.mark.parametrize("policy", [JoinPolicy.TIMEOUT, JoinPolicy.QUORUM])
 async def test_a_groups_deadline_is_kept_while_its_parent_is_delayed(
     tenant: Tenant, hands: Hands, policy: JoinPolicy
@@ -281,154 +207,22 @@ async def test_a_delayed_run_that_was_paused_goes_on_with_as_much_delay_as_it_ha
     assert after["status"] == "RUNNING"
     assert dt.timedelta() < after["step_due_at"] - before["step_due_at"] < dt.timedelta(seconds=30)
     assert after["next_tick_at"] == after["step_due_at"]
+    assert after["delayed_under"] == before["delayed_under"] == "1:1"
 
 
-@pytest.mark.parametrize("change", ["lifted", "faster"])
-async def test_a_change_of_the_rate_reaches_those_who_are_delayed_when_a_second_has_passed(
-    tenant: Tenant, client: redis.asyncio.Redis, change: str
-) -> None:
-    hands = Hands(tenant, client)
-    await limit(tenant, HOURLY, 1)
-    sleeping = await tenant.run(await tenant.agent(HUNG))
-    await drain(hands.ticker)
-    run_ids = await tenant.runs(20, await one_step(tenant))
-    await drain(hands.ticker)
-    async with tenant.database.begin() as connection:
-        if change == "lifted":
-            await clear_override(connection, tenant.workspace_id, Limit.TICK)
-        else:
-            await set_override(connection, tenant.workspace_id, Limit.TICK, rate(100_000.0, 1000), BY)
-    assert await hands.ticker.claim() == []  # what was read is trusted for a second
-    assert hands.ticker.rest_s() <= 1.0
-
-    hands.now_s += 1.0
-    await drain(hands.ticker)
-
-    assert await tenant.statuses(*run_ids, sleeping) == ["COMPLETED"] * 20 + ["RUNNING"]
-    assert hands.ticker.rest_s() == float("inf")
-
-
-async def test_a_revision_in_force_changes_the_tick_rate(database: Database, redis_url: str) -> None:
-    async with open_tenant(database, redis_url) as tenant, connect_redis(redis_url) as client:
-        async with database.begin() as connection:
-            tenant.workspace_id = await create_workspace(connection, "ordinary", "default")
-            tenant.agent_id = await create_agent(connection, tenant.workspace_id, "agent", [STEP])
-        hands = Hands(tenant, client)
-        await put_in_force(database, rate(0.01, 2))
-        await tenant.runs(5)
-        await drain(hands.ticker)
-        assert len(await tenant.rows("SELECT 1 FROM runs WHERE ended_at IS NULL")) == 3
-
-        await put_in_force(database, rate(1000.0, 100))
-        hands.now_s += 1.0
-        await drain(hands.ticker)
-
-        assert await tenant.rows("SELECT 1 FROM runs WHERE ended_at IS NULL") == []
-
-
-async def put_in_force(database: Database, tick: RateValue) -> None:
-    """Activate a revision with this tick rate for the class `default`."""
-    async with database.begin() as connection:
-        revision = await propose(connection, file_of(tables(tick=tick)), BY)
-        await activate(connection, revision, BY, "a test", force=True, guardrails=())
-
-
-async def test_a_new_worker_calls_those_whom_a_dead_one_delayed(tenant: Tenant, client: redis.asyncio.Redis) -> None:
-    await throttled(tenant, Hands(tenant, client))
-    async with tenant.database.begin() as connection:
-        await clear_override(connection, tenant.workspace_id, Limit.TICK)
-
-    await drain(Hands(tenant, client).ticker)
-
-    assert await tenant.rows("SELECT 1 FROM runs WHERE ended_at IS NULL") == []
-
-
-async def lift(tenant: Tenant) -> None:
-    """Put the tenant's workspace under its class's tick rate again, which is none."""
-    async with tenant.database.begin() as connection:
-        await clear_override(connection, tenant.workspace_id, Limit.TICK)
-
-
-async def test_a_change_of_the_rate_reaches_a_turn_that_was_told_its_delay_and_is_not_written_yet(
+async def test_a_turn_that_came_for_a_deadline_takes_no_step_though_it_is_due_by_then(
     tenant: Tenant, hands: Hands
 ) -> None:
-    await limit(tenant, HOURLY, 1)
-    run_ids = await tenant.runs(4, await one_step(tenant))
-    claims = await hands.ticker.claim()
-    await lift(tenant)
-    hands.now_s += 1.0
-    assert await hands.ticker.claim() == []  # sees the change, and nobody whom it could call
-
-    await settle(hands.ticker, claims)
-    hands.now_s += 1.0
-    await drain(hands.ticker)
-
-    assert await tenant.statuses(*run_ids) == ["COMPLETED"] * 4
-
-
-async def test_a_change_of_the_rate_reaches_a_run_that_was_in_somebodys_hands(tenant: Tenant, hands: Hands) -> None:
     run_id = await throttled(tenant, hands)
-    await lift(tenant)
-    hands.now_s += 1.0
-    async with tenant.database.begin() as connection:
-        await connection.execute(text("SELECT 1 FROM runs FOR UPDATE"))
-        await hands.ticker.claim()
+    await tenant.write("UPDATE runs SET next_tick_at = now() WHERE run_id = :id", id=run_id)
+    claims = await hands.ticker.claim()
+    await tenant.write("UPDATE runs SET step_due_at = now() WHERE run_id = :id", id=run_id)
 
-    hands.now_s += 1.0
-    await drain(hands.ticker)
-
-    assert await tenant.status(run_id) == "COMPLETED"
-
-
-async def test_a_change_of_the_rate_reaches_those_whom_a_worker_delayed_that_has_left(
-    tenant: Tenant, client: redis.asyncio.Redis
-) -> None:
-    leaving, staying = Hands(tenant, client), Hands(tenant, client)
-    await staying.ticker.claim()
-    run_id = await throttled(tenant, leaving)
-
-    await leaving.ticker.leave()
-    await drain(staying.ticker)  # is told of them
-    assert await tenant.status(run_id) == "RUNNING"
-    await lift(tenant)
-    staying.now_s += 1.0
-    await drain(staying.ticker)
-
-    assert await tenant.status(run_id) == "COMPLETED"
-
-
-async def test_nobody_waits_behind_a_line_of_runs_that_were_cancelled(tenant: Tenant, hands: Hands) -> None:
-    await limit(tenant, HOURLY, 2)
-    run_ids = await tenant.runs(12, await one_step(tenant))
-    claims = await hands.ticker.claim(most=10)
     await settle(hands.ticker, claims)
-    async with tenant.database.begin() as connection:
-        for claim in claims:
-            if claim.delay is not None:
-                await cancel_run(connection, claim.run_id)
-    await drain(hands.ticker)  # the last two are told to come behind all of those
-    waits = (
-        "SELECT round(extract(epoch FROM next_tick_at - now()) / 1000)::int AS wait FROM runs WHERE ended_at IS NULL"
-    )
-    assert sorted(row["wait"] for row in await tenant.rows(waits)) == [9, 10]
 
-    for _ in range(2):
-        hands.now_s += 1.0
-        await drain(hands.ticker)
-
-    assert sorted(row["wait"] for row in await tenant.rows(waits)) == [1, 2]
-    assert len(run_ids) == 12
-
-
-async def test_who_is_called_in_vain_is_delayed_again_from_the_front(
-    tenant: Tenant, client: redis.asyncio.Redis
-) -> None:
-    await throttled(tenant, Hands(tenant, client))
-
-    await drain(Hands(tenant, client).ticker)
-
-    (row,) = await tenant.rows("SELECT next_tick_at - now() AS wait, epoch FROM runs")
-    assert (round(row["wait"].total_seconds(), -2), row["epoch"]) == (1000, 3)
+    row = await tenant.row(run_id)
+    assert (claims[0].pays, row["status"], row["ticks"], row["delayed_under"]) == (False, "RUNNING", 1, "1:1")
+    assert row["next_tick_at"] == row["step_due_at"]
 
 
 async def test_without_redis_a_worker_keeps_the_rate_by_itself_and_says_so(

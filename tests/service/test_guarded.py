@@ -129,6 +129,24 @@ async def test_a_redis_that_ends_and_is_started_again_is_found_again(server: Red
     assert await client.get("x") is None
 
 
+async def test_an_idle_process_finds_a_redis_again_that_nobody_asks(
+    server: Redis, client: Guarded, logged: list[EventDict]
+) -> None:
+    client.guard._look_every_s = 0.01
+    server.stop()
+    with pytest.raises(RedisConnectionError):
+        await client.get("x")
+    assert REDIS_AWAY._value.get() == 1
+    server.start()
+    server.wait_until_ready()
+
+    while client.guard._probe is None or not client.guard.breaker.admits:  # noqa: ASYNC110 - it makes no call to wait on
+        await asyncio.sleep(0.01)
+
+    assert REDIS_AWAY._value.get() == 0
+    assert "redis answers again" in [entry["event"] for entry in logged]
+
+
 async def test_connections_that_died_with_a_restart_are_no_outage(server: Redis, client: Guarded) -> None:
     await asyncio.gather(*(client.get("x") for _ in range(8)))
     server.stop()

@@ -79,7 +79,11 @@ class Audit:
         """Check one write: rows as they were, what was appended, groups as they were and are."""
         for run in before:
             require(run.status not in FINAL, run, "changed after its end")
-            require(self._runs[run.run_id].epoch >= run.epoch, run, "lost an epoch")
+            after = self._runs[run.run_id]
+            require(after.epoch >= run.epoch, run, "lost an epoch")
+            waits = run.delayed_under is not None and run.step_due_at is not None and run.step_due_at > now
+            kept = after.delayed_under == run.delayed_under or after.status in FINAL
+            require(kept or not waits, run, "is delayed and forgot under which rate")
         for step in steps:
             self._step(step, now)
         for event in events:
@@ -199,6 +203,7 @@ class Audit:
         require((run.ended_at is not None) == final, run, "has an end that its status denies")
         require(not final or not live, run, "left its children alone")
         require(not (final or run.status == "PAUSED") or run.next_tick_at is None, run, "is due and may have no turn")
+        require(run.delayed_under is None or run.step_due_at is not None, run, "is delayed and has no step")
         require((run.status == "PAUSED") == (run.paused_from is not None), run, "does not know what it was paused from")
         awaited = run.next_tick_at is not None or bool(live) or self.calls.wakes(run)
         require(final or run.status == "PAUSED" or awaited, run, "has nobody to wake it")

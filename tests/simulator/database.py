@@ -38,6 +38,8 @@ class MemoryDatabase:
         self.poisoned: set[uuid.UUID] = set()
         self.step_turns = 0
         """Turns that wrote a step of their run's agent."""
+        self.paid: set[tuple[uuid.UUID, int]] = set()
+        """The claims, as run and epoch, whose turn may take a step: it was due then, and has its token."""
         self.audit = Audit(self.runs, self.children, CallAudit(self.runs, self.calls))
         self._outage = outage
 

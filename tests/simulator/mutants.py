@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from service import advance, agents, approvals, changes, claims, families, joins, settling, tick
+from service.backstop import Backstop
 from service.ledger import Ledger
 from service.pen import Pen
 
@@ -118,7 +119,7 @@ MUTANTS = [
     Mutant(
         "a step is executed before its time when a child wakes its parent",
         advance.advance,
-        "elif status in WITH_STEPS and pen.step_is_due:",
+        "elif status in WITH_STEPS and step_is_due:",
         "elif status in WITH_STEPS:",
     ),
     Mutant(
@@ -208,7 +209,7 @@ MUTANTS = [
     Mutant(
         "a step that was delayed is taken all the same",
         advance.advance,
-        "elif means.delay is not None and pen.step_is_due:",
+        "elif means.delay is not None and step_is_due:",
         "elif False:",
     ),
     Mutant(
@@ -220,8 +221,26 @@ MUTANTS = [
     Mutant(
         "a delay puts the deadline of a group off too",
         Pen.schedule,
-        "if self._delayed and run.next_tick_at is not None and run.next_tick_at == run.step_due_at:",
-        "if self._delayed and (later := run.step_due_at) is not None and not setattr(run, 'next_tick_at', later):",
+        "run.next_tick_at = min(",
+        "run.next_tick_at = run.step_due_at if run.delayed_under is not None else min(",
+    ),
+    Mutant(
+        "a delayed run that is woken for a deadline forgets its rate",
+        advance.advance,
+        "    if step_is_due:\n",
+        "    if True:\n",
+    ),
+    Mutant(
+        "a delayed run forgets its rate when it is paused",
+        changes.pause,
+        "paused.epoch += 1",
+        "paused.epoch, paused.delayed_under = paused.epoch + 1, None",
+    ),
+    Mutant(
+        "those who are delayed are not called when the rate changes",
+        Backstop.look,
+        "if rate is None or rate.code != under:",
+        "if rate is None:",
     ),
     Mutant(
         "a model's first tool is called in place of its second",

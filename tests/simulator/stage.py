@@ -24,16 +24,15 @@ from service import commits, leases, outside, tick
 from service.approvals import decide_tool_call
 from service.backstop import Backstop
 from service.changes import GroupOptions
-from service.claims import Claim
+from service.claims import BATCH, Claim
 from service.commits import Commits, Create, Spawn
 from service.control import pause_run, resume_run
 from service.db import is_outage
 from service.errors import ApiError
 from service.events import NewEvent
 from service.families import cancel_run
-from service.quota.inforce import Quotas
+from service.quota.inforce import REMEMBERED_S
 from service.quota.limits import LIFTED, Limit, Rate
-from service.quota.ticks import Asked, LocalLines, Verdict
 from service.tallies import Tallies
 from service.tick import Ticker
 from service.workspaces import Agents
@@ -48,6 +47,7 @@ from tests.simulator.outsiders import (
     WORKSPACE,
     Outsiders,
 )
+from tests.simulator.quotas import KnownQuotas, PaidTurns
 from tests.simulator.statements import PlannedFault
 from tests.simulator.tasks import Loop, Task, Work
 
@@ -72,7 +72,13 @@ NONE = Faults(*(0.0 for _ in Faults._fields))
 
 
 class _Ticker(Ticker):
-    """The ticker, which here fails only as planned."""
+    """The ticker, which here fails only as planned, and tells which turns it may take a step in."""
+
+    async def claim(self, most: int = BATCH) -> list[Claim]:
+        claims = await super().claim(most)
+        paid: set[tuple[uuid.UUID, int]] = self._database.paid  # type: ignore[attr-defined]
+        paid.update((claim.run_id, claim.epoch) for claim in claims if claim.pays and claim.delay is None)
+        return claims
 
     async def postpone(self, claim: Claim, fault: Exception) -> None:
         if not isinstance(fault, PlannedFault):
@@ -94,34 +100,6 @@ class _Announcer:
             self._stage.database.audit.published(event)
         if due:
             self._stage.ring()
-
-
-class _TickRates:
-    """In place of Redis: one line for all workers, that keeps count of the turns that were paid."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-        self._lines = LocalLines(monotonic_us=lambda: (stage.now - START) // dt.timedelta(microseconds=1))
-        self.paid = 0
-
-    async def take(self, asked: Sequence[Asked]) -> tuple[list[Verdict], bool]:
-        await switch()
-        verdicts = [self._lines.take(each) for each in asked]
-        self.paid += sum(each.returned + each.fresh for each in verdicts)
-        late = sum(each.returned + each.fresh for each in asked) - sum(each.returned + each.fresh for each in verdicts)
-        self._stage.seen["delayed"] += late
-        await switch()
-        return verdicts, False
-
-    async def forget_line(self, workspace_id: uuid.UUID) -> None:
-        await switch()
-        self._stage.seen["called to come at once"] += 1
-        self._lines.forget_line(workspace_id)
-
-    async def promised(self, workspace_id: uuid.UUID) -> int:
-        """Return 0: lines are compared with those who stand in them by a clock that is not the world's."""
-        del workspace_id
-        return 0
 
 
 class _Worker:
@@ -156,7 +134,7 @@ class Stage:
         # Chance of its own, so that a seed says the same about all else in worlds with and without tick rates.
         self._rates_rng = random.Random(f"tick rates {seed}")  # noqa: S311 - a simulation
         self._tick_rates = tick_rates
-        self._paying = _TickRates(self)
+        self._paying = PaidTurns(self)
         self.quota = QUOTA
         self.change_tick_rate()
         self._takes_s = takes_s
@@ -206,11 +184,15 @@ class Stage:
         database: Any = self.database
         outsiders = Outsiders(database, LEASE_S, self.rng, self.loop.sleep, self._tool_started, self._takes_s)
         rates: Any = self._paying
-        backstop = Backstop(database, Quotas(database), rates, self._tallies) if self._tick_rates else None
+        quotas = KnownQuotas(database)
+        backstop = Backstop(database, quotas, rates, self._tallies, None, self.passed_s) if self._tick_rates else None
         ticker = _Ticker(database, self.announcer, self._agents, self._tallies, LEASE_S, outsiders, backstop)
         ticker._definitions._known[WORKSPACE] = DEFINITIONS
         ticker._quotas._known[WORKSPACE] = (float("inf"), self.quota)
         return ticker
+
+    def passed_s(self) -> float:
+        return (self.now - START).total_seconds()
 
     def change_tick_rate(self) -> None:
         """Put another tick rate in force, where the world has any; each worker learns of it later."""
@@ -221,6 +203,14 @@ class Stage:
         """Require that no step was taken by a turn without a token; raises Broken."""
         if self._tick_rates and self.database.step_turns > self._paying.paid:
             raise Broken(f"{self.database.step_turns} turns took a step, and {self._paying.paid} were paid")
+
+    def require_called(self, calm_since: dt.datetime) -> None:
+        """Require that nobody is left who was delayed under another rate than is in force; raises Broken."""
+        if self._tick_rates and self.now > calm_since + dt.timedelta(seconds=2 * REMEMBERED_S):
+            code = self.quota.rates[Limit.TICK].code
+            for run in self.database.runs.values():
+                if run.delayed_under not in (None, code) and (run.step_due_at or self.now) > self.now:
+                    raise Broken(f"the rate is {code}, and nobody has called {run}")
 
     def _tool_started(self, tool_call_id: uuid.UUID) -> None:
         self.database.audit.calls.started(tool_call_id)

@@ -13,10 +13,11 @@ from service import approvals, backstop, claims, commits, families, leases, ledg
 from service.events import NewEvent
 from service.joins import Group
 from service.ledger import RUN_COLUMNS
-from service.pen import BEHIND, NewStep, RunRow
+from service.pen import NewStep, RunRow
 from service.quota import caps
 from service.runs import FINAL
 from service.toolcalls import Call
+from tests.simulator.breach import require
 
 if TYPE_CHECKING:
     from tests.simulator.database import MemoryDatabase
@@ -50,6 +51,10 @@ class Result:
 
     def scalars(self) -> Iterator[Any]:
         return (row[0] for row in self._rows)
+
+    @property
+    def rowcount(self) -> int:
+        return len(self._rows)
 
     def first(self) -> Any:
         return self._rows[0] if self._rows else None
@@ -116,31 +121,24 @@ class Connection:
             waited = (self._now - due_at).total_seconds()
             run.epoch += 1
             run.next_tick_at = self._now + dt.timedelta(seconds=asked["lease_s"])
-            more = (run.status, run.script_position, run.tool_call_id, run.workspace_id, *_pays(run, due_at, self._now))
+            more = (run.status, run.script_position, run.tool_call_id, run.workspace_id, *_pays(run, self._now))
             claimed.append((run.run_id, run.parent_run_id, run.agent_id, run.epoch, waited, *more))
         return claimed
 
-    def _who_waits(self, asked: Any) -> list[Any]:
-        return list({(run.workspace_id,): None for run in self._delayed()})
+    def _look(self, asked: Any) -> list[Any]:
+        del asked
+        found = {(run.workspace_id, run.delayed_under): None for run in self._runs.values()}
+        return sorted(each for each in found if each[1] is not None)
 
     def _call(self, asked: Any) -> list[Any]:
-        for run in self._delayed():
-            if run.workspace_id == asked["workspace_id"] and (asked["everybody"] or run.run_id in asked["run_ids"]):
-                run.step_due_at, run.next_tick_at = self._now, self._now + BEHIND
-        return []
-
-    def _passed_over(self, asked: Any) -> list[Any]:
-        """Return nobody: `_call` finds nobody locked."""
-        del asked
-        return []
-
-    def _delayed(self) -> list[RunRow]:
-        """Return the runs whose step was put off and has not come yet."""
-        return [
-            run
-            for run in self._runs.values()
-            if run.step_due_at is not None and run.next_tick_at == run.step_due_at + BEHIND > self._now
-        ]
+        called = []
+        for run in self._runs.values():
+            clock, named = run.paused_at or self._now, (run.workspace_id, run.delayed_under)
+            if named == (asked["workspace_id"], asked["under"]) and (run.step_due_at or clock) > clock:
+                run.delayed_under, run.step_due_at = None, clock
+                run.next_tick_at = self._now if run.paused_at is None else None
+                called.append(run)
+        return called
 
     def _postpone(self, asked: Any) -> list[Any]:
         run = self._runs[asked["run_id"]]
@@ -195,6 +193,9 @@ class Connection:
         events = EVENTS.decode(asked["events"])
         self._append(steps)
         self._database.step_turns += len({step.run_id for step in steps})
+        for step in steps:
+            run = self._runs[step.run_id]
+            require((run.run_id, run.epoch) in self._database.paid, run, "took a step in a turn that was not paid")
         self.touched.update((run.run_id, None) for run in new_runs)
         self._database.audit.changed(self._now, before, steps, events, changes)
         return []
@@ -335,9 +336,8 @@ class Connection:
 ANSWERS: dict[int, Callable[[Connection, Any], list[Any]]] = {
     id(claims._CLAIM): Connection._claim,
     id(claims._CLAIM_OTHERS): Connection._claim,
-    id(backstop.WHO_WAITS): Connection._who_waits,
+    id(backstop.LOOK): Connection._look,
     id(backstop.CALL): Connection._call,
-    id(backstop.PASSED_OVER): Connection._passed_over,
     id(claims._POSTPONE): Connection._postpone,
     id(families._PARENT): Connection._parent,
     id(ledger._LOCK): Connection._lock,
@@ -367,12 +367,9 @@ ANSWERS: dict[int, Callable[[Connection, Any], list[Any]]] = {
 """What answers each of the engine's statements."""
 
 
-def _pays(run: RunRow, due_at: dt.datetime, now: dt.datetime) -> tuple[bool, bool]:
-    """Tell whether a run's step is due, and whether it was delayed and comes when it was told."""
-    return (
-        run.step_due_at is not None and run.step_due_at <= now,
-        run.step_due_at is not None and due_at == run.step_due_at + BEHIND,
-    )
+def _pays(run: RunRow, now: dt.datetime) -> tuple[bool, bool]:
+    """Tell whether a run's step is due, and whether it was delayed before."""
+    return run.step_due_at is not None and run.step_due_at <= now, run.delayed_under is not None
 
 
 def _accepted(run: dict[str, Any], now: dt.datetime) -> RunRow:

@@ -116,6 +116,7 @@ class World(Stage):
             if not self.live():
                 return
             self._require_timely(calm_since)
+            self.require_called(calm_since)
             for call_id in self.pending():
                 self.decide(call_id, len(APPROVERS) - 1, approve=self.chance(0.7))
             while self.callers:

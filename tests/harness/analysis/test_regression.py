@@ -179,3 +179,12 @@ def test_each_repetition_has_its_quantile_with_failures_as_the_slowest() -> None
     )
     assert run_quantiles(frame, 0.5).tolist() == [6.0, 1.0, 2.0]
     assert run_quantiles(frame, 0.95).tolist() == [8.0, math.inf, 3.0]
+
+
+def test_among_several_comparisons_a_slowdown_needs_more_to_be_proven() -> None:
+    ours, theirs = np.array([10.3, 10.5, 10.6]), np.array([10.0, 10.1, 9.9, 10.2, 9.8])
+    alone, among = compare_runs(ours, theirs, 0.05), compare_runs(ours, theirs, 0.05, sharing=200)
+    assert (alone.status, among.status) == (Status.FAIL, Status.INCONCLUSIVE)
+    assert (among.is_slower, among.lower, among.upper) == (True, alone.lower, alone.upper)
+    assert among.reason.endswith("a slowdown if it stood alone, but not proven among 200 comparisons.")
+    assert among.more_candidate_runs is not None

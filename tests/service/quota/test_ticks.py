@@ -43,7 +43,7 @@ def in_redis(client: redis.Redis) -> Take:
     script, key = client.register_script(TIMED), uuid.uuid4().hex
 
     def take(now_us: int, rate: Rate, returned: int, fresh: int) -> Verdict:
-        thousandths = int(rate.per_s * 1000)
+        thousandths = rate.thousandths
         with client.pipeline(transaction=True) as pipe:
             terms = [thousandths, rate.burst, returned, fresh, now_us // 1_000_000, now_us % 1_000_000]
             script([key], terms, client=pipe)
