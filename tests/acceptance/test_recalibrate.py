@@ -53,13 +53,13 @@ def test_two_measurements_that_agree_raise_a_quota_by_one_step_and_it_is_kept(
         with target as service:
             service.check()
         number = next(numbers)
+        monkeypatch.setattr(synthetic, "WALL_NS", time.time_ns() - 60_000_000_000)
         if plan.mode is Mode.BURST_LIMITS:
             return Measured(write_search(root / f"{number}", most=32, measurement_id=f"0190-bursts-{number}"), True)
         carried = {Endpoint.CREATE: 640.0}
         return Measured(write_capacity(root / f"{number}", carried, measurement_id=f"0190-capacity-{number}"), True)
 
     monkeypatch.setattr(session, "measure", measured)
-    monkeypatch.setattr(synthetic, "WALL_NS", time.time_ns() - 60_000_000_000)
     found = []
     for _ in range(2):
         capfd.readouterr()

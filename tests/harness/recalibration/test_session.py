@@ -230,6 +230,21 @@ def test_the_service_whose_quotas_are_to_change_is_measured_only_when_told_so(
 
 
 @pytest.mark.parametrize(
+    ("decided", "code"),
+    [
+        ({"phase": "shadow", "run_creation": "cut: -20.0%", "tick": "gap: was not measured"}, 0),
+        ({"phase": "unchanged", "run_creation": "steady: it is", "tick": "gap: was not measured"}, 0),
+        ({"phase": "unchanged", "run_creation": "gap: was not measured", "tick": "gap: was not measured"}, 3),
+        ({"phase": "nothing proposed"}, 3),
+        ({"phase": "nothing proposed, the generator could not keep up"}, 2),
+        ({"phase": "refused", "doubt about fresh": "it is old"}, 2),
+    ],
+)
+def test_the_exit_code_says_whether_something_was_decided(decided: dict[str, Any], code: int) -> None:
+    assert session.Outcome({}, "", decided, None).exit_code == code
+
+
+@pytest.mark.parametrize(
     ("words", "complaint"),
     [
         (["--token", "t"], "--token needs --url: an embedded stack makes its own token"),
