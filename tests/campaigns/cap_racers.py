@@ -42,6 +42,7 @@ from service.joins import FailurePolicy
 from service.quota.leases import Full, Lease, Leases, keys
 from service.quota.limits import DEFAULT, LIFTED, Limit, Quota
 from service.tallies import Tallies
+from service.telemetry import configure_logging
 from service.tick import Ticker
 from service.workspaces import Agents
 
@@ -350,6 +351,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
 
 async def work() -> None:
     """Race round after round, until stdin ends."""
+    configure_logging("warning")  # to stderr: stdout is for what is told
     lines = sys.stdin.buffer
     start = msgspec.json.decode(await asyncio.to_thread(lines.readline), type=Start)
     if start.mutant is not None:

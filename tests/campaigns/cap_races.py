@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import tempfile
 import threading
@@ -95,11 +94,8 @@ class Racers:
 async def racing(database_url: str, redis_url: str, count: int, mutant: str | None) -> AsyncIterator[Racers]:
     """Start the processes; they end with their stdin."""
     command = [sys.executable, "-m", "tests.campaigns.cap_racers"]
-    environment = {**os.environ, "PLIMSOLL_LOG_LEVEL": "error"}
     pipe = asyncio.subprocess.PIPE
-    processes = [
-        await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment) for _ in range(count)
-    ]
+    processes = [await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe) for _ in range(count)]
     try:
         for number, process in enumerate(processes):
             assert process.stdin is not None
