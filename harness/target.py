@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -27,6 +28,7 @@ from harness.errors import BadUsage, StackFailed
 
 STACK_DIR_VARIABLE = "PLIMSOLL_STACK_DIR"  # where `python -m service up` keeps its files
 START_TIMEOUT_S = 120.0  # a first start makes a database; on a slow disk that has taken tens of seconds
+POLL_S = 0.1
 STOP_TIMEOUT_S = 20.0  # `up` drains and stops all within about 15 s
 LAST_LINES = 5
 STACKS_MAX = 100  # so many harnesses at once in one checkout mean that something else is wrong
@@ -94,6 +96,13 @@ def own_stack(stacks: Path, command: tuple[str, ...] = UP_COMMAND) -> Iterator[T
         finally:
             _stop(process)
             output.join(STOP_TIMEOUT_S)
+
+
+def await_the_last(stacks: Path) -> None:
+    """Wait until the stack of a harness that was killed has ended, so that its folder is taken again; not for long."""
+    until = time.monotonic() + STOP_TIMEOUT_S
+    while _in_use((stacks / "harness-1").absolute()) and time.monotonic() < until:
+        time.sleep(POLL_S)
 
 
 def end_with_parent() -> None:

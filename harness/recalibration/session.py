@@ -36,13 +36,14 @@ from harness.recalibration import progress
 from harness.recalibration.command import Wish
 from harness.recalibration.inforce import InForce, Place, Stand, is_named, of_stack
 from harness.recorder import require_writable
-from harness.target import Target, named_target, own_stack
+from harness.target import Target, await_the_last, named_target, own_stack
 from service.quota.tables import parse, write
 
 BURSTS, CAPACITY = "burst-limits", "capacity"
 REVISION = "quota_revision.json"  # in the report's folder: what is proposed, with its evidence
 IN_FORCE = "quotas_in_force.json"  # in the report's folder: what the proposal was compared with
 NOTHING = "nothing proposed"
+TOO_LATE = "nothing proposed, the generator could not keep up"
 AT_ONCE = ("--unattended", "--shadow-minutes", "0", "--canary-minutes", "0", "--watch-minutes", "0")
 """How an own stack's proposal is carried out: nobody uses it who could be hurt."""
 
@@ -62,8 +63,9 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Return 2 for a measurement that was not believed, 3 when it said nothing about any rate, else 0."""
-        if any(name.startswith("doubt about ") for name in self.decided):
+        """Return 2 for a measurement that is not believed, 3 when it says nothing about any rate, else 0."""
+        is_doubted = any(name.startswith("doubt about ") for name in self.decided)
+        if is_doubted or self.decided["phase"] == TOO_LATE:
             return ExitCode.INVALID
         rates = [value for name, value in self.decided.items() if name not in ("recalibration", "revision", "phase")]
         says_nothing = bool(rates) and all(value.startswith(GAP) for value in rates)
@@ -133,7 +135,9 @@ def _sides(wish: Wish, stack: contextlib.ExitStack) -> tuple[Target, InForce, bo
         service.table()
         return stack.enter_context(own_stack(data_folder() / "stack")), service, False
     _say("no service is named or runs here: the embedded stack is measured, and its own quotas are recalibrated")
-    target = stack.enter_context(own_stack(data_folder() / "stack" / "recalibration"))
+    stacks = data_folder() / "stack" / "recalibration"
+    await_the_last(stacks)  # of a harness that was killed just now: its quotas are those to go on with
+    target = stack.enter_context(own_stack(stacks))
     assert target.folder is not None  # noqa: S101 - an own stack has one
     return target, of_stack(target.folder), True
 
@@ -217,13 +221,11 @@ class _Session:
         measured = measure(plan, contextlib.nullcontext(target), samples_root)
         if not measured.complete:
             raise HarnessError(f"{measured.path} lacks rows of planned requests: the measurement is not valid")
-        slo_file = self._wish.slo_file
-        if name == BURSTS:
-            answer: Any = read_limits(measured.path, self._wish.bursts, slo_file)
-        else:
-            answer = read_capacity(measured.path, slo_file)
-        if answer.exit_code is ExitCode.INVALID:
-            raise HarnessError(f"{measured.path}: the generator could not keep up, so nothing was found")
+        answer = (
+            read_limits(measured.path, self._wish.bursts, self._wish.slo_file)
+            if name == BURSTS
+            else read_capacity(measured.path, self._wish.slo_file)
+        )
         for line in answer.lines():
             _say(line)
         return measured.path
@@ -256,7 +258,8 @@ class _Session:
         if not file.exists() or not parse(file.read_bytes()).provenance.measured:
             if place is not None:
                 place.give_up()
-            return {"phase": NOTHING}
+            capacity = read_capacity(Path(self._done.samples[CAPACITY]), self._wish.slo_file)
+            return {"phase": TOO_LATE if capacity.exit_code is ExitCode.INVALID else NOTHING}
         flags = list(self._plan)
         if self._wish.machine_worth is not None:
             flags += ["--machine-worth", self._wish.machine_worth]

@@ -107,7 +107,7 @@ LAST = text("""
     ORDER BY recalibration_id DESC LIMIT 1
 """)
 LAST_MOVES = text("""
-    SELECT moves FROM quota_recalibrations WHERE ended_at IS NOT NULL AND moves::text <> '[]'
+    SELECT moves, revision FROM quota_recalibrations WHERE ended_at IS NOT NULL AND moves::text <> '[]'
     ORDER BY recalibration_id DESC LIMIT 1
 """)
 """Of the last measurement that was believed: one that was not says nothing, not even that the one before was wrong."""
@@ -187,8 +187,7 @@ async def hand_in(
         await connection.execute(LAST)
     ).scalar() == Phase.ROLLED_BACK:  # what was taken back is not put in force again by itself
         plan = dataclasses.replace(plan, needs_approval=True)
-    last_moves = (await connection.execute(LAST_MOVES)).scalar()
-    lean = leaning(msgspec.convert(last_moves or [], list[Move]))
+    lean = await _leaning_before(connection, file)
     current = await revisions.active(connection)
     known = Known(current.provenance, now, lean, machine_worth)
     decision = decide(current.limits, file, usage, known)
@@ -236,6 +235,21 @@ async def forget_counts(database: Database) -> None:
     """Delete counts that nothing looks at any more."""
     async with database.begin() as connection:
         await connection.execute(FORGET)
+
+
+async def _leaning_before(connection: AsyncConnection, file: RevisionFile) -> dict[Limit, float]:
+    """Return what the last measurement leans to, of the rates that were measured anew: none can agree with itself."""
+    last = (await connection.execute(LAST_MOVES)).first()
+    if last is None:
+        return {}
+    before = (await revisions.find(connection, last.revision)).provenance.measured
+    new = {
+        limit
+        for limit, each in file.provenance.measured.items()
+        if limit not in before or each.measured_at > before[limit].measured_at
+    }
+    lean = leaning(msgspec.convert(last.moves, list[Move]))
+    return {limit: goal for limit, goal in lean.items() if limit in new}
 
 
 async def _clear_the_way(connection: AsyncConnection, now: dt.datetime) -> None:

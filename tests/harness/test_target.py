@@ -1,9 +1,11 @@
 """An own stack is started in a folder of its own and stopped on every way out."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -11,7 +13,7 @@ import pytest
 
 from harness import target as targets
 from harness.errors import BadUsage, StackFailed
-from harness.target import named_target, own_stack
+from harness.target import await_the_last, named_target, own_stack
 
 UP = """
 import os, signal, subprocess, sys, time
@@ -168,3 +170,20 @@ def test_a_token_that_cannot_be_used_is_refused_with_the_mend(token: str | None,
     with pytest.raises(BadUsage) as refused:
         named_target("http://host", token)
     assert str(refused.value) == error
+
+
+def test_the_stack_of_a_killed_harness_is_waited_for_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await_the_last(tmp_path)  # there is none
+    folder = tmp_path / "harness-1"
+    folder.mkdir()
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        threading.Timer(0.2, lambda: fcntl.flock(lock, fcntl.LOCK_UN)).start()
+        await_the_last(tmp_path)
+        with (folder / "lock").open("a") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it is free
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(targets, "STOP_TIMEOUT_S", 0.0)
+        await_the_last(tmp_path)

@@ -28,6 +28,8 @@ from tests.harness.synthetic_capacity import write_capacity
 from tests.harness.synthetic_search import write_search
 from tests.quotatables import rate, tables
 
+pytestmark = pytest.mark.timeout(400)  # a report takes ten seconds and more on a busy machine
+
 CARRIED_PER_S = 640.0
 IN_FORCE_PER_S = 400.0  # far more than a quarter of that
 
@@ -225,6 +227,21 @@ def test_the_service_whose_quotas_are_to_change_is_measured_only_when_told_so(
     assert recalibrate(*named, "--same-service")[2].endswith("it was asked")
     searches.fault[Mode.BURST_LIMITS] = HarnessError("it was asked")
     assert recalibrate(*named[:3], "a-token-of-another", "--dry-run")[2].endswith("it was asked")
+
+
+@pytest.mark.parametrize(
+    ("decided", "code"),
+    [
+        ({"phase": "shadow", "run_creation": "cut: -20.0%", "tick": "gap: was not measured"}, 0),
+        ({"phase": "unchanged", "run_creation": "steady: it is", "tick": "gap: was not measured"}, 0),
+        ({"phase": "unchanged", "run_creation": "gap: was not measured", "tick": "gap: was not measured"}, 3),
+        ({"phase": "nothing proposed"}, 3),
+        ({"phase": "nothing proposed, the generator could not keep up"}, 2),
+        ({"phase": "refused", "doubt about fresh": "it is old"}, 2),
+    ],
+)
+def test_the_exit_code_says_whether_something_was_decided(decided: dict[str, Any], code: int) -> None:
+    assert session.Outcome({}, "", decided, None).exit_code == code
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from service.quota.gate import Gate
 from service.quota.inforce import Quotas
 from service.quota.limits import DEFAULT, Limit, Rate
 from service.quota.rates import Rates
-from service.quota.recalibration import Usage
+from service.quota.recalibration import Outcome, Usage
 from service.quota.recalibration_counts import RequestTally, observed_use, requests_under
 from service.quota.recalibration_cycle import Count, Phase, Plan, Turn
 from service.quota.recalibration_looks import Looks
@@ -90,6 +90,14 @@ async def story(database: Database, revision: int) -> list[tuple[str, str, str |
     async with database.read() as connection:
         told = (await revisions.changes(connection, [revision]))[revision]
     return [(each.change.value, each.to_state.value, each.reason and each.reason.partition(":")[0]) for each in told]
+
+
+async def test_a_measurement_that_is_handed_in_twice_does_not_agree_with_itself(database: Database) -> None:
+    once = lower(8.5)
+    for _ in range(2):
+        found = await handed_in(database, once)
+        assert (found.phase, found.decision.moves[0].outcome) == (Phase.UNCHANGED, Outcome.LEANING)
+    assert (await handed_in(database, lower(8.5))).phase is Phase.SHADOW
 
 
 async def test_without_a_person_a_measurement_goes_by_shadow_and_canaries_to_all(
