@@ -306,7 +306,10 @@ def test_a_report_is_asked_for_as_given(tmp_path: Path, judged: list[Request]) -
     [
         (
             ("--parameter", "nope=3"),
-            "--parameter: no notebook has a parameter 'nope': there are active, busy_shares, fraction, margin,",
+            (
+                "--parameter: no notebook has a parameter 'nope':"
+                " there are active, busy_shares, fraction, margin, slowest, tenants"
+            ),
         ),
         (("--parameter", "slowest=few"), "--parameter: notebook run_overview: parameter 'slowest': expected int, got"),
         (("--notebooks", "nope"), "--notebooks: no notebook is called 'nope': there are slo_compliance, burst_limits"),
