@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness.machine import commit, machine
+from service.breaker import LONGEST_PAUSE_S
 from service.quota.limits import Limit, Rate
 
 PACKAGES = ("uvicorn", "starlette", "redis", "sqlalchemy", "asyncpg", "huey")
@@ -119,9 +120,15 @@ class Measured:
         return sum(each.status in (200, 304) for each in self.of(phase, "greedy poll"))
 
     def most(self, phase: Phase) -> float:
-        """Return how many may be: what each process gives while Redis is away, and a burst of whoever gave before."""
+        """Return how many may be: what each process gives while Redis is away, and a burst of whoever gave before.
+
+        When Redis is back each process goes on by itself until it looks again.
+        """
         givers = self.processes if phase.away else 1
-        return givers * (self.rate.burst + float(self.rate.per_s) * phase.duration_s) + self.processes * self.rate.burst
+        before = self.phases[self.phases.index(phase) - 1] if phase is not self.phases[0] else phase
+        unaware_s = min(LONGEST_PAUSE_S, phase.duration_s) if before.away and not phase.away else 0.0
+        due = givers * (self.rate.burst + float(self.rate.per_s) * phase.duration_s)
+        return due + self.processes * (self.rate.burst + float(self.rate.per_s) * unaware_s)
 
     def verdicts(self) -> list[str]:
         """Return what was shown, one sentence each."""
