@@ -52,12 +52,12 @@ import datetime as dt
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import text
 
-from service.db import Database
+from service.db import Database, rows
 from service.quota.gate import Gate
 from service.quota.inforce import REMEMBERED_S, Quotas
 from service.quota.limits import Limit, Quota
@@ -94,10 +94,14 @@ CALL = text("""
 """Tells them that their step is due; while a run is paused its clock stands. Whoever's step is due already is in a
 turn, or about to be. Whoever is locked is skipped, so that no lock is waited for out of order."""
 
-COUNT_WAITING = text("""
-    SELECT count(*) FROM runs WHERE workspace_id = :workspace_id AND delayed_under = :under
-        AND step_due_at > now() AND paused_at IS NULL
+MOSTLY_NOBODYS = text("""
+    SELECT l.workspace_id FROM json_to_recordset(CAST(:lines AS json)) AS l(workspace_id uuid, under text, enough int)
+    WHERE l.enough > (SELECT count(*) FROM (
+        SELECT 1 FROM runs WHERE runs.workspace_id = l.workspace_id AND delayed_under = l.under
+            AND step_due_at > now() AND paused_at IS NULL LIMIT l.enough
+    ) AS waiting)
 """)
+"""Those lines in which fewer runs wait than would be enough for the places promised in them; no more are looked at."""
 
 FEW = 4
 """Places of a line that may be nobody's beside as many as are somebody's: to call everybody costs a claim for each, so
@@ -176,27 +180,30 @@ class Backstop:
             found = [(workspace_id, under) for workspace_id, under in await connection.execute(LOOK, {})]
         # As they are now: what was read before may be about to change, and then this would be a second late.
         quotas = await self.quotas.read({workspace_id for workspace_id, _ in found})
-        doubtful: set[uuid.UUID] = set()
+        in_force: dict[uuid.UUID, str] = {}
         for workspace_id, under in found:
             rate = quotas[workspace_id].rates.get(Limit.TICK)
             if rate is None or rate.code != under:
                 await self._call(workspace_id, under)
-            elif await self._is_mostly_nobodys(workspace_id, under):
-                if workspace_id in self._doubtful:
-                    await self._call(workspace_id, under)
-                else:
-                    doubtful.add(workspace_id)
-        self._doubtful, self._look_at_s = doubtful, next_look_at_s
+            else:
+                in_force[workspace_id] = under
+        nobodys = await self._mostly_nobodys(in_force)
+        for workspace_id in nobodys & self._doubtful:
+            await self._call(workspace_id, in_force[workspace_id])
+        self._doubtful, self._look_at_s = nobodys - self._doubtful, next_look_at_s
 
-    async def _is_mostly_nobodys(self, workspace_id: uuid.UUID, under: str) -> bool:
-        """Tell whether most places of a line are not waited for by anybody."""
-        promised = await self._rates.promised(workspace_id)
-        if promised <= FEW:
-            return False
+    async def _mostly_nobodys(self, under: Mapping[uuid.UUID, str]) -> set[uuid.UUID]:
+        """Return the workspaces in whose line most places are not waited for by anybody: one question to each store."""
+        promised = await self._rates.promised(list(under))
+        lines = [
+            {"workspace_id": workspace_id, "under": under[workspace_id], "enough": (places - FEW + 1) // 2}
+            for workspace_id, places in promised.items()
+            if places > FEW
+        ]
+        if not lines:
+            return set()
         async with self._database.read() as connection:
-            asked = {"workspace_id": workspace_id, "under": under}
-            waiting: int = (await connection.execute(COUNT_WAITING, asked)).scalar_one()
-        return promised > 2 * waiting + FEW
+            return set((await connection.execute(MOSTLY_NOBODYS, {"lines": rows(lines)})).scalars())
 
     async def _call(self, workspace_id: uuid.UUID, under: str) -> None:
         """Tell those who were delayed under a rate to come now; each is claimed once more for it."""

@@ -89,21 +89,26 @@ class TickRates:
         except (RedisError, OSError) as fault:
             log.info("a line was not forgotten; its turns come a little late", fault=str(fault))
 
-    async def promised(self, workspace_id: uuid.UUID) -> int:
-        """Return how many turns were told a time that has not come yet; 0 while Redis is away."""
+    async def promised(self, workspace_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
+        """Return how many turns of each were told a time that has not come yet, in one round trip; of none while Redis
+        is away.
+        """
+        if not workspace_ids:
+            return {}
         try:
             async with self._client.pipeline(transaction=False) as pipe:
                 pipe.time()
-                pipe.hmget(bucket(workspace_id, Limit.TICK), "level", "at", "rate", "line")
-                (seconds, micros), kept = await pipe.execute()
+                for workspace_id in workspace_ids:
+                    pipe.hmget(bucket(workspace_id, Limit.TICK), "level", "at", "rate", "line")
+                (seconds, micros), *lines = await pipe.execute()
         except (RedisError, OSError):
-            return 0
-        if None in kept:
-            return 0
-        level, at_us, rate, line = map(int, kept)
-        drained = max(0, seconds * 10**6 + micros - at_us) * rate
-        over: int = max(0, line - drained - max(0, level - drained))
-        return over // TOKEN
+            return {}
+        now_us = seconds * 10**6 + micros
+        return {
+            each: _places(now_us, *map(int, kept))
+            for each, kept in zip(workspace_ids, lines, strict=True)
+            if None not in kept
+        }
 
     async def _ask(self, asked: Sequence[Asked]) -> list[Any]:
         answers = await self._send(asked)
@@ -122,6 +127,12 @@ class TickRates:
                 pipe.evalsha(DIGEST, 1, bucket(each.workspace_id, Limit.TICK), *terms)
             answers: list[Any] = await pipe.execute(raise_on_error=False)
         return answers
+
+
+def _places(now_us: int, level: int, at_us: int, rate: int, line: int) -> int:
+    """Return how many places of a line lie ahead at an instant."""
+    drained = max(0, now_us - at_us) * rate
+    return max(0, line - drained - max(0, level - drained)) // TOKEN
 
 
 class _Line(NamedTuple):

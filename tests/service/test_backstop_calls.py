@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import redis.asyncio
+from redis.asyncio.client import Pipeline
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.announce import connect_redis
-from service.backstop import LOOK
+from service.backstop import LOOK, MOSTLY_NOBODYS
 from service.control import pause_run, resume_run
 from service.db import Database
 from service.families import cancel_run
@@ -244,6 +248,34 @@ async def test_nobody_waits_behind_a_line_of_runs_that_were_cancelled(tenant: Te
 
     assert sorted(row["wait"] for row in await tenant.rows(waits)) == [1, 2]
     assert len(run_ids) == 12
+
+
+async def test_however_many_wait_a_look_asks_each_store_once_about_their_lines(
+    tenant: Tenant, hands: Hands, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        tenants = [await stack.enter_async_context(open_tenant(tenant.database, redis_url)) for _ in range(5)]
+        for each in tenants:
+            await limit(each, HOURLY, 1)
+            await each.runs(8, await one_step(each))
+        await drain(hands.ticker)
+    asked: list[str] = []
+    send, execute = Pipeline.execute, AsyncConnection.execute
+
+    async def sent(pipe: Pipeline, raise_on_error: bool = True) -> list[Any]:
+        asked.append("redis")
+        return await send(pipe, raise_on_error)
+
+    async def executed(connection: AsyncConnection, statement: Any, *rest: Any, **options: Any) -> Any:
+        asked.append("lines" if statement is MOSTLY_NOBODYS else "")
+        return await execute(connection, statement, *rest, **options)
+
+    monkeypatch.setattr(Pipeline, "execute", sent)
+    monkeypatch.setattr(AsyncConnection, "execute", executed)
+    hands.now_s += 1.0
+    await hands.backstop.look()
+
+    assert (asked.count("redis"), asked.count("lines")) == (1, 1)
 
 
 async def test_who_is_called_in_vain_is_delayed_again_from_the_front(
