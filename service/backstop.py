@@ -83,16 +83,26 @@ LOOK = text("""
 
 CALL = text("""
     WITH waiting AS (
-        SELECT run_id FROM runs WHERE workspace_id = :workspace_id AND delayed_under = :under
-            AND step_due_at > coalesce(paused_at, now())
-        FOR NO KEY UPDATE SKIP LOCKED
+        SELECT runs.run_id, runs.step_due_at > coalesce(runs.paused_at, now()) AS ahead
+        FROM json_to_recordset(CAST(:lines AS json)) AS l(workspace_id uuid, under text)
+        JOIN runs ON runs.workspace_id = l.workspace_id AND runs.delayed_under = l.under
+        WHERE runs.paused_at IS NOT NULL OR runs.step_due_at > now()
+        LIMIT :most FOR NO KEY UPDATE OF runs SKIP LOCKED
+    ), called AS (
+        UPDATE runs SET delayed_under = NULL, step_due_at = least(step_due_at, coalesce(paused_at, now())),
+                        next_tick_at = CASE WHEN paused_at IS NULL THEN now() END
+        FROM waiting WHERE runs.run_id = waiting.run_id
+        RETURNING runs.workspace_id, waiting.ahead
     )
-    UPDATE runs SET delayed_under = NULL, step_due_at = coalesce(paused_at, now()),
-                    next_tick_at = CASE WHEN paused_at IS NULL THEN now() END
-    FROM waiting WHERE runs.run_id = waiting.run_id
+    SELECT workspace_id, count(*) AS runs, bool_or(ahead) AS stood FROM called GROUP BY workspace_id
 """)
 """Tells them that their step is due; while a run is paused its clock stands. Whoever's step is due already is in a
-turn, or about to be. Whoever is locked is skipped, so that no lock is waited for out of order."""
+turn, or about to be; but one that is paused meanwhile loses its mark, or it would be found each second. Whoever is
+locked is skipped, so that no lock is waited for out of order."""
+
+MOST_CALLED = 1_000
+"""Runs that are called in one transaction. It asks Redis once, so their rows are locked for no longer than a few tens
+of milliseconds, and for `guarded.PATIENCE_S` where Redis has just begun to hang."""
 
 MOSTLY_NOBODYS = text("""
     SELECT l.workspace_id FROM json_to_recordset(CAST(:lines AS json)) AS l(workspace_id uuid, under text, enough int)
@@ -180,16 +190,15 @@ class Backstop:
             found = [(workspace_id, under) for workspace_id, under in await connection.execute(LOOK, {})]
         # As they are now: what was read before may be about to change, and then this would be a second late.
         quotas = await self.quotas.read({workspace_id for workspace_id, _ in found})
-        in_force: dict[uuid.UUID, str] = {}
-        for workspace_id, under in found:
-            rate = quotas[workspace_id].rates.get(Limit.TICK)
-            if rate is None or rate.code != under:
-                await self._call(workspace_id, under)
-            else:
-                in_force[workspace_id] = under
+        in_force = {
+            workspace_id: under
+            for workspace_id, under in found
+            if (rate := quotas[workspace_id].rates.get(Limit.TICK)) is not None and rate.code == under
+        }
         nobodys = await self._mostly_nobodys(in_force)
-        for workspace_id in nobodys & self._doubtful:
-            await self._call(workspace_id, in_force[workspace_id])
+        await self._call(
+            [each for each in found if in_force.get(each[0]) != each[1] or each[0] in nobodys & self._doubtful]
+        )
         self._doubtful, self._look_at_s = nobodys - self._doubtful, next_look_at_s
 
     async def _mostly_nobodys(self, under: Mapping[uuid.UUID, str]) -> set[uuid.UUID]:
@@ -205,12 +214,20 @@ class Backstop:
         async with self._database.read() as connection:
             return set((await connection.execute(MOSTLY_NOBODYS, {"lines": rows(lines)})).scalars())
 
-    async def _call(self, workspace_id: uuid.UUID, under: str) -> None:
-        """Tell those who were delayed under a rate to come now; each is claimed once more for it."""
-        async with self._database.begin() as connection:
-            called = await connection.execute(CALL, {"workspace_id": workspace_id, "under": under})
-            if called.rowcount:  # before any of them can come again; otherwise others did it, and they stand in line
-                await self._rates.forget_line(workspace_id)
+    async def _call(self, lines: Collection[tuple[uuid.UUID, str]]) -> None:
+        """Tell those who stand in these lines to come now; each is claimed once more for it."""
+        asked = {"lines": rows({"workspace_id": each, "under": under} for each, under in lines), "most": MOST_CALLED}
+        forgotten: set[uuid.UUID] = set()
+        count = MOST_CALLED if lines else 0
+        while count == MOST_CALLED:
+            async with self._database.begin() as connection:
+                called = (await connection.execute(CALL, asked)).all()
+                # Before any of them can come again. Where nobody stood others called them, and they queue by now.
+                stood = {each.workspace_id for each in called if each.stood} - forgotten
+                if stood:
+                    await self._rates.forget_lines(stood)
+            forgotten |= stood
+            count = sum(each.runs for each in called)
 
     async def _quotas_of(self, workspace_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Quota]:
         quotas = {each: self.quotas.known(each) for each in workspace_ids}

@@ -12,7 +12,7 @@ import hashlib
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,13 +81,17 @@ class TickRates:
             for each, (back, first, _, early, short) in zip(asked, answers, strict=True)
         ], False
 
-    async def forget_line(self, workspace_id: uuid.UUID) -> None:
-        """Forget what was promised to turns that wait: all of them are told to come now."""
-        self._local.forget_line(workspace_id)
+    async def forget_lines(self, workspace_ids: Collection[uuid.UUID]) -> None:
+        """Forget what was promised to turns that wait, in one round trip: all of them are told to come now."""
+        for workspace_id in workspace_ids:
+            self._local.forget_line(workspace_id)
         try:
-            await self._client.hdel(bucket(workspace_id, Limit.TICK), "line")
+            async with self._client.pipeline(transaction=False) as pipe:
+                for workspace_id in workspace_ids:
+                    pipe.hdel(bucket(workspace_id, Limit.TICK), "line")
+                await pipe.execute()
         except (RedisError, OSError) as fault:
-            log.info("a line was not forgotten; its turns come a little late", fault=str(fault))
+            log.info("lines were not forgotten; their turns come a little late", fault=str(fault))
 
     async def promised(self, workspace_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
         """Return how many turns of each were told a time that has not come yet, in one round trip; of none while Redis

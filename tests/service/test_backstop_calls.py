@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,8 +14,9 @@ from redis.asyncio.client import Pipeline
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from service import backstop
 from service.announce import connect_redis
-from service.backstop import LOOK, MOSTLY_NOBODYS
+from service.backstop import CALL, LOOK, MOSTLY_NOBODYS
 from service.control import pause_run, resume_run
 from service.db import Database
 from service.families import cancel_run
@@ -250,32 +251,100 @@ async def test_nobody_waits_behind_a_line_of_runs_that_were_cancelled(tenant: Te
     assert len(run_ids) == 12
 
 
-async def test_however_many_wait_a_look_asks_each_store_once_about_their_lines(
-    tenant: Tenant, hands: Hands, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of both stores during the test: `redis` for a round trip, and the backstop's own statements."""
+    questions: list[str] = []
+    send, execute = Pipeline.execute, AsyncConnection.execute
+
+    async def sent(pipe: Pipeline, raise_on_error: bool = True) -> list[Any]:
+        questions.append("redis")
+        return await send(pipe, raise_on_error)
+
+    async def executed(connection: AsyncConnection, statement: Any, *rest: Any, **options: Any) -> Any:
+        names = {id(MOSTLY_NOBODYS): "lines", id(CALL): "call"}
+        questions.append(names.get(id(statement), "another"))
+        return await execute(connection, statement, *rest, **options)
+
+    monkeypatch.setattr(Pipeline, "execute", sent)
+    monkeypatch.setattr(AsyncConnection, "execute", executed)
+    return questions
+
+
+@contextlib.asynccontextmanager
+async def several(tenant: Tenant, hands: Hands, redis_url: str) -> AsyncIterator[list[Tenant]]:
+    """Five workspaces of whose eight runs seven are delayed by an hour or so."""
     async with contextlib.AsyncExitStack() as stack:
         tenants = [await stack.enter_async_context(open_tenant(tenant.database, redis_url)) for _ in range(5)]
         for each in tenants:
             await limit(each, HOURLY, 1)
             await each.runs(8, await one_step(each))
         await drain(hands.ticker)
-    asked: list[str] = []
-    send, execute = Pipeline.execute, AsyncConnection.execute
+        yield tenants
 
-    async def sent(pipe: Pipeline, raise_on_error: bool = True) -> list[Any]:
-        asked.append("redis")
-        return await send(pipe, raise_on_error)
 
-    async def executed(connection: AsyncConnection, statement: Any, *rest: Any, **options: Any) -> Any:
-        asked.append("lines" if statement is MOSTLY_NOBODYS else "")
-        return await execute(connection, statement, *rest, **options)
+async def test_however_many_wait_a_look_asks_each_store_once_about_their_lines(
+    tenant: Tenant, hands: Hands, redis_url: str, asked: list[str]
+) -> None:
+    async with several(tenant, hands, redis_url):
+        asked.clear()
+        hands.now_s += 1.0
+        await hands.backstop.look()
 
-    monkeypatch.setattr(Pipeline, "execute", sent)
-    monkeypatch.setattr(AsyncConnection, "execute", executed)
+    assert (asked.count("redis"), asked.count("lines"), asked.count("call")) == (1, 1, 0)
+
+
+async def test_however_many_workspaces_a_change_concerns_all_are_called_at_once(
+    tenant: Tenant, hands: Hands, redis_url: str, asked: list[str]
+) -> None:
+    async with several(tenant, hands, redis_url) as tenants:
+        for each in tenants:
+            await lift(each)
+        asked.clear()
+        hands.now_s += 1.0
+        await hands.backstop.look()
+        assert (asked.count("redis"), asked.count("lines"), asked.count("call")) == (1, 0, 1)
+
+        await drain(hands.ticker)
+    assert await tenant.rows("SELECT 1 FROM runs WHERE ended_at IS NULL") == []
+
+
+async def test_more_runs_than_one_transaction_calls_are_all_called_and_their_line_is_forgotten_once(
+    tenant: Tenant, hands: Hands, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backstop, "MOST_CALLED", 6)
+    await limit(tenant, HOURLY, 1)
+    run_ids = await tenant.runs(20, await one_step(tenant))
+    await drain(hands.ticker)
+    await lift(tenant)
+    asked.clear()
+
     hands.now_s += 1.0
     await hands.backstop.look()
 
-    assert (asked.count("redis"), asked.count("lines")) == (1, 1)
+    assert (asked.count("redis"), asked.count("call")) == (1, 4)
+    await drain(hands.ticker)
+    assert await tenant.statuses(*run_ids) == ["COMPLETED"] * 20
+
+
+async def test_a_paused_run_whose_step_is_due_is_found_by_one_look_and_by_none_after_it(
+    tenant: Tenant, hands: Hands, asked: list[str]
+) -> None:
+    run_id = await throttled(tenant, hands)
+    await tenant.write("UPDATE runs SET step_due_at = now(), next_tick_at = now() WHERE run_id = :id", id=run_id)
+    await control(tenant, run_id, pause_run)
+    before = await tenant.row(run_id)
+    await lift(tenant)
+    for _ in range(2):
+        asked.clear()
+        hands.now_s += 1.0
+        await hands.backstop.look()
+    assert "call" not in asked
+    assert await tenant.row(run_id) == before | {"delayed_under": None}
+
+    await control(tenant, run_id, resume_run)
+    await drain(hands.ticker)
+    assert await tenant.status(run_id) == "COMPLETED"
 
 
 async def test_who_is_called_in_vain_is_delayed_again_from_the_front(

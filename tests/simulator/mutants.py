@@ -239,8 +239,8 @@ MUTANTS = [
     Mutant(
         "those who are delayed are not called when the rate changes",
         Backstop.look,
-        "if rate is None or rate.code != under:",
-        "if rate is None:",
+        "is not None and rate.code == under",
+        "is not None",
     ),
     Mutant(
         "a model's first tool is called in place of its second",

@@ -40,6 +40,14 @@ class _Locked(tuple[Any, ...]):
         return found
 
 
+class _Called(NamedTuple):
+    """How many runs of a workspace were called."""
+
+    workspace_id: uuid.UUID
+    runs: int
+    stood: bool
+
+
 class Result:
     """What a statement answers."""
 
@@ -52,9 +60,8 @@ class Result:
     def scalars(self) -> Iterator[Any]:
         return (row[0] for row in self._rows)
 
-    @property
-    def rowcount(self) -> int:
-        return len(self._rows)
+    def all(self) -> list[Any]:
+        return self._rows
 
     def first(self) -> Any:
         return self._rows[0] if self._rows else None
@@ -131,14 +138,17 @@ class Connection:
         return sorted(each for each in found if each[1] is not None)
 
     def _call(self, asked: Any) -> list[Any]:
-        called = []
+        lines = {(uuid.UUID(each["workspace_id"]), each["under"]) for each in msgspec.json.decode(asked["lines"])}
+        called: dict[uuid.UUID, _Called] = {}
         for run in self._runs.values():
-            clock, named = run.paused_at or self._now, (run.workspace_id, run.delayed_under)
-            if named == (asked["workspace_id"], asked["under"]) and (run.step_due_at or clock) > clock:
-                run.delayed_under, run.step_due_at = None, clock
+            clock, due_at = run.paused_at or self._now, run.step_due_at
+            stood = due_at is not None and due_at > clock
+            if (run.workspace_id, run.delayed_under) in lines and (run.paused_at or stood):
+                before = called.get(run.workspace_id, _Called(run.workspace_id, 0, stood=False))
+                called[run.workspace_id] = _Called(run.workspace_id, before.runs + 1, before.stood or stood)
+                run.delayed_under, run.step_due_at = None, min(due_at or clock, clock)
                 run.next_tick_at = self._now if run.paused_at is None else None
-                called.append(run)
-        return called
+        return list(called.values())
 
     def _postpone(self, asked: Any) -> list[Any]:
         run = self._runs[asked["run_id"]]

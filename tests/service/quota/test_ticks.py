@@ -207,7 +207,7 @@ async def test_what_was_promised_can_be_forgotten_and_what_was_spent_stays(redis
     async with connect_redis(redis_url) as opened:
         rates = TickRates(opened)
         await rates.take([Asked(workspace_id, rate, 0, 10)])
-        await rates.forget_line(workspace_id)
+        await rates.forget_lines([workspace_id])
         (verdict,), _ = await rates.take([Asked(workspace_id, rate, 1, 1)])
     assert (verdict.returned, verdict.fresh) == (0, 0)
     assert 0.9e9 < verdict.wait_us(0) <= 1e9
