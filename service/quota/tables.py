@@ -8,7 +8,9 @@ says what can be written at all; whether it would be wise to put it in force is 
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -119,11 +121,21 @@ def parse(content: bytes) -> RevisionFile:
         raise _explain(str(wrong)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
         raise Invalid("file", f"is not valid JSON: {wrong}") from None
+    json.loads(content, object_pairs_hook=_each_once)
     if "\\u0000" in msgspec.json.encode(read.provenance).decode():
         raise Invalid("provenance", "must not contain the character U+0000")
     for name, table in tables_by_class(read.limits).items():
         quota_of(table, f"limits.{name}")
     return read
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object's fields; raises Invalid for one that is there twice, since nobody knows which is meant."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise Invalid(twice, "is there twice in one object")
+    return fields
 
 
 def write(limits: Tables) -> bytes:

@@ -94,6 +94,8 @@ def test_a_bad_file_is_refused_with_the_field(path: str, value: Any, sentence: s
         (b'{"format": "\xff"}', "file: is not valid JSON: "),
         (b'{"format": ' + b"[" * 100_000, "format: expected `str`, got `array`"),
         (b" " * (2**20 + 1), "file: has 1048577 bytes; at most 1048576 are read"),
+        (write(FIRST).replace(b'"tick": {', b'"tick": null, "tick": {', 1), "tick: is there twice in one object"),
+        (write(FIRST).replace(b'"burst": 11', b'"burst": 11, "b\\u0075rst": 9'), "burst: is there twice in one object"),
     ],
 )
 def test_what_is_no_such_file_is_refused_in_a_sentence(content: bytes, sentence: str) -> None:
