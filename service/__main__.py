@@ -239,8 +239,9 @@ def _with_flag(refusal: PlimsollError, flags: dict[str, str]) -> str:
 
 
 def _complain(sentence: str, code: int) -> int:
-    """Say one line on standard error, and return the exit code."""
-    print(f"python -m service: {sentence}", file=sys.stderr)
+    """Say one line on standard error, whatever a file or an argument brought into it, and return the exit code."""
+    line = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in sentence)
+    print(f"python -m service: {line}", file=sys.stderr)
     return code
 
 

@@ -162,6 +162,16 @@ def test_a_bad_file_is_one_line_that_names_the_field(quotas: Command, tmp_path: 
     assert quotas("quotas", "propose", str(path)) == (64, "", sentence)
 
 
+def test_what_a_file_brings_into_a_sentence_breaks_no_line_and_commands_no_terminal(
+    quotas: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_bytes(b'{"a\\n\\u0000\\u001b[2Jb": 1}')
+    field = r"a\n\x00\x1b[2Jb"
+    sentence = f"python -m service: {path}: {field}: object contains unknown field `{field}`\n"
+    assert quotas("quotas", "propose", str(path)) == (64, "", sentence)
+
+
 def test_without_a_database_every_command_says_so_in_one_line(
     quotas: Command, file: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
