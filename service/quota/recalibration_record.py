@@ -75,7 +75,7 @@ class QuotaRecalibration(Base, kw_only=True):
     against: Mapped[int | None] = mapped_column(ForeignKey("quota_revisions.revision"))
     """What was in force when that was decided."""
     plan: Mapped[dict[str, Any]] = mapped_column(JSON)
-    """`recalibration_cycle.Plan`."""
+    """`recalibration_cycle.Plan`; what a later version has written into it is ignored."""
     moves: Mapped[list[Any]] = mapped_column(JSON, server_default="[]")
     """A list of `recalibration.Move`."""
 
@@ -290,7 +290,7 @@ async def _next(connection: AsyncConnection, now: dt.datetime) -> Turn | None:
     lowered = _lowered(moves)
     in_phase_s = (now - row.entered_at).total_seconds()
     figures = await _figures(connection, row, now)
-    return turn(Phase(row.phase), in_phase_s, row.revision, lowered, standing, Plan(**row.plan), figures)
+    return turn(Phase(row.phase), in_phase_s, row.revision, lowered, standing, msgspec.convert(row.plan, Plan), figures)
 
 
 async def _figures(connection: AsyncConnection, row: Any, now: dt.datetime) -> Figures:

@@ -263,6 +263,22 @@ async def test_a_worker_takes_every_turn_that_is_due(database: Database, databas
     assert (await in_force(database))[0] == 2
 
 
+async def test_a_plan_that_a_later_version_has_written_is_carried_out_by_what_is_known_of_it(
+    database: Database, database_url: str
+) -> None:
+    await handed_in(database, lower(7.0))
+    await shadowed(database, 2, 1_000)
+    async with database.begin() as connection:
+        await connection.execute(
+            text("UPDATE quota_recalibrations SET plan = CAST(CAST(plan AS jsonb) || CAST(:more AS jsonb) AS json)"),
+            {"more": '{"mood": "calm"}'},
+        )
+    looks = Looks(database_url)
+    looks.ring()
+    await looks.idle()
+    assert await phases(database) == [(1, "kept")]
+
+
 async def test_missed_schedules_are_caught_up_once(database: Database) -> None:
     async with database.begin() as connection:
         assert await is_due(connection, 7 * 86_400)
