@@ -2,14 +2,18 @@
 --
 -- KEYS: one sorted set for each pool: holder -> the instant at which its place lapses, milliseconds.
 -- ARGV: the holder, how long a place lasts (milliseconds), then for each pool how many places it has (-1: no end).
--- A place that lapsed is anybody's: its holder died, or could not renew in time.
+-- A place that lapsed is anybody's: its holder died, or could not renew in time. One that would last longer than a minute
+-- was taken before the server's clock stepped back: from now on it lasts as long as any other, if its holder lives or not.
 -- Returns 0 when all places are held now, otherwise the number of the first pool that is full and how many it holds.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local holder, lasts = ARGV[1], tonumber(ARGV[2])
+local holder, lasts, LONGEST = ARGV[1], tonumber(ARGV[2]), 60000
 for i, key in ipairs(KEYS) do
   local most = tonumber(ARGV[2 + i])
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+  for _, before in ipairs(redis.call('ZRANGEBYSCORE', key, now + LONGEST, '+inf')) do
+    redis.call('ZADD', key, now + lasts, before)
+  end
   if most >= 0 and not redis.call('ZSCORE', key, holder) then
     local held = redis.call('ZCARD', key)
     if held >= most then return {i, held} end

@@ -6,7 +6,8 @@ leases.lua: one script looks at all pools and takes a place in each, or in none.
 
 Without Redis nobody can count, so a new place is refused (fail closed). Those who hold one keep it: while Redis is away
 nobody else can get one either. When Redis comes back empty every holder takes its places again at its next renewal, and
-one that finds its pool full by then is told that its place is lost.
+one that finds its pool full by then is told that its place is lost. When Redis' clock steps back by more than a minute,
+a dead holder's place lasts `LEASE_S` from the next time that somebody asks; by less, as much longer as it stepped.
 """
 
 from __future__ import annotations

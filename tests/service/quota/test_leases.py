@@ -82,6 +82,21 @@ async def test_a_lapse_frees_its_own_place_only(client: redis.asyncio.Redis) -> 
     assert await leases.take(lease(workspace_id), QUOTA) == Full(Limit.WEBSOCKETS, 3)
 
 
+async def test_after_the_clock_stepped_back_by_an_hour_a_dead_holders_place_lapses_as_any_other(
+    client: redis.asyncio.Redis,
+) -> None:
+    leases, workspace_id = Leases(client, lease_s=0.2), uuid.uuid4()
+    dead, living = lease(workspace_id), lease(workspace_id)
+    seconds, _ = await client.time()
+    pool = keys(dead)[0]
+    await client.zadd(pool, {each.holder: (seconds + 3600) * 1000 for each in (dead, living)})
+    assert await leases.take(lease(workspace_id), QUOTA) is None
+    while await leases.take(lease(workspace_id), QUOTA) is not None:
+        assert await leases.take(living, QUOTA) is None
+    assert await client.zscore(pool, dead.holder) is None
+    assert await client.zscore(pool, living.holder) is not None
+
+
 async def test_a_lifted_cap_is_counted_and_never_full(client: redis.asyncio.Redis) -> None:
     leases, workspace_id = Leases(client), uuid.uuid4()
     assert await asyncio.gather(*(leases.take(lease(workspace_id), LIFTED) for _ in range(50))) == [None] * 50
