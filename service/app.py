@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.api.archives import Archives
 from service.api.openapi import Description
 from service.api.operations import Operations
@@ -45,6 +45,7 @@ from service.doorbell import Doorbell
 from service.errors import ApiError, Malformed, MethodNotAllowed, NotFound
 from service.events import Following
 from service.exchange import NO_TIME, Endpoint, Operation, refusal
+from service.guarded import connect_redis
 from service.quota.gate import Gate
 from service.quota.inforce import READ as READ_WORKSPACES
 from service.quota.inforce import Quotas

@@ -24,6 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.breaker import Breaker
+from service.rediswire import open_redis
 from service.telemetry import REDIS_AWAY
 
 log = structlog.get_logger()
@@ -204,6 +205,11 @@ class Guarded(redis.asyncio.Redis):
         """Stop looking for Redis and close the connections."""
         await self.guard.close()
         await super().aclose(close_connection_pool)
+
+
+def connect_redis(url: str) -> redis.asyncio.Redis:
+    """Open a pool whose calls fail fast, and at once while Redis is away: whoever calls it can go on without it."""
+    return open_redis(url, retries=1, kind=Guarded)
 
 
 class _GuardedPipeline(Pipeline):

@@ -25,7 +25,7 @@ from contextlib import suppress
 import structlog
 import uvloop
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.archive import Rounds
 from service.backstop import Backstop
 from service.claims import BATCH, Claim
@@ -33,6 +33,7 @@ from service.conduct import calm_collector, heeds_hangup
 from service.db import Database, is_outage
 from service.doorbell import Doorbell
 from service.due import next_due_in_s
+from service.guarded import connect_redis
 from service.outside import Outside
 from service.quota.gate import Gate
 from service.quota.inforce import Quotas

@@ -12,12 +12,13 @@ from typing import Any
 import redis.asyncio
 from sqlalchemy import text
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.commits import Commits, Create, Spawn
 from service.db import Database
 from service.doorbell import Doorbell
 from service.errors import ApiError, QuotaExceeded
 from service.families import cancel_run
+from service.guarded import connect_redis
 from service.quota.leases import Lease, Leases
 from service.quota.limits import DEFAULT, LIFTED, Limit
 from service.runs import StepKind

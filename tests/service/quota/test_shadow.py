@@ -12,11 +12,12 @@ import msgspec
 import pytest
 import redis.asyncio
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.commits import Commits, Create, Spawn
 from service.db import Database
 from service.doorbell import Doorbell
 from service.errors import QuotaExceeded
+from service.guarded import connect_redis
 from service.quota.gate import Gate
 from service.quota.keeper import Keeper
 from service.quota.leases import Lease, Leases

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from service.announce import connect_redis
 from service.auth import issue_token
 from service.errors import QuotaExceeded
+from service.guarded import connect_redis
 from service.quota.leases import Lease, Leases, keys
 from service.quota.limits import DEFAULT, Limit, Quota, Rate
 from service.quota.rates import Rates, bucket
