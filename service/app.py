@@ -50,11 +50,11 @@ from service.quota.gate import Gate
 from service.quota.inforce import READ as READ_WORKSPACES
 from service.quota.inforce import Quotas
 from service.quota.keeper import Keeper
-from service.quota.leases import Leases
 from service.quota.local import LocalBuckets
 from service.quota.rates import Rates
 from service.quota.recalibration_counts import RequestTally
 from service.quota.shadow import ShadowTally
+from service.quota.socket_leases import Leases
 from service.quota.usage import Usage
 from service.settings import Settings
 from service.stream.admission import Admission

@@ -6,8 +6,8 @@ every call fails at once with `Away`, and a PING in the background, for which no
 back.
 
 Everything that asks Redis on a request's behalf does so here and can go on without it: rates (`quota.rates`), sockets'
-places (`quota.leases`), announcements (`announce`), tickets, figures. `Away` is a redis.ConnectionError, so whoever is
-prepared for a Redis that is down is prepared for this. An error that Redis itself answers with opens nothing.
+places (`quota.socket_leases`), announcements (`announce`), tickets, figures. `Away` is a redis.ConnectionError: whoever
+is prepared for a Redis that is down is prepared for this. An error that Redis itself answers with opens nothing.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ from redis.exceptions import NoScriptError, RedisError
 from sqlalchemy import text
 
 from service.db import Database
-from service.quota.leases import Lease, keys
 from service.quota.limits import CAPS, RATES, Limit, Quota, Rate
 from service.quota.overrides import overrides_of
 from service.quota.rates import MICROSECONDS, bucket
+from service.quota.socket_leases import Lease, keys
 from service.quota.ticks import DIGEST as TICKS_DIGEST
 from service.quota.ticks import SCRIPT as TICKS_SCRIPT
 from service.runs import RunStatus

@@ -19,8 +19,8 @@ from service.doorbell import Doorbell
 from service.errors import ApiError, QuotaExceeded
 from service.families import cancel_run
 from service.guarded import connect_redis
-from service.quota.leases import Lease, Leases
 from service.quota.limits import DEFAULT, LIFTED, Limit
+from service.quota.socket_leases import Lease, Leases
 from service.runs import StepKind
 from service.tallies import Tallies
 from service.tick import Ticker

@@ -40,8 +40,8 @@ from service.errors import IllegalState, QuotaExceeded
 from service.families import cancel_run
 from service.guarded import connect_redis
 from service.joins import FailurePolicy
-from service.quota.leases import Full, Lease, Leases, keys
 from service.quota.limits import DEFAULT, LIFTED, Limit, Quota
+from service.quota.socket_leases import Full, Lease, Leases, keys
 from service.tallies import Tallies
 from service.telemetry import configure_logging
 from service.tick import Ticker

@@ -20,11 +20,11 @@ from service.errors import QuotaExceeded
 from service.guarded import connect_redis
 from service.quota.gate import Gate
 from service.quota.keeper import Keeper
-from service.quota.leases import Lease, Leases
 from service.quota.limits import DEFAULT, LIFTED, Limit, Quota, Rate
 from service.quota.rates import Rates
 from service.quota.revisions import propose, shadow
 from service.quota.shadow import Observation, ShadowTally, revision_figures, shadow_counts
+from service.quota.socket_leases import Lease, Leases
 from service.workspaces import create_agent, create_workspace
 from tests.quotatables import BY, file_of
 
