@@ -151,6 +151,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
         administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),
         administration("POST", "/api/workspaces/{workspace_id}/tokens/", workspaces.create_token, TokenBody),
+        route("GET", "/", description.index, None),
         route("GET", "/livez", operations.livez, None),
         route("GET", "/readyz", operations.readyz, None),
         route("GET", "/metrics", operations.metrics, None),

@@ -63,7 +63,7 @@ async def test_an_installation_token_sets_up_a_tenant_that_can_run(installation:
 
 
 WHO_MAY: dict[str | None, set[str]] = {
-    None: {"GET /livez", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /docs"},
+    None: {"GET /", "GET /livez", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /docs"},
     "VIEWER": {
         "GET /api/runs/",
         "GET /api/runs/{run_id}/",
