@@ -20,7 +20,6 @@ from redis.exceptions import RedisError
 from service.doorbell import Doorbell
 from service.events import NewEvent, messages
 from service.guarded import Away, Guarded
-from service.rediswire import open_redis
 from service.tallies import KEY, Tallies
 from service.telemetry import ANNOUNCEMENTS_LOST, PUBLISH_LAG_SECONDS
 
@@ -31,11 +30,6 @@ RING_EVERY_S = 0.005
 
 MOST_RINGS = 64
 """Rings that may lie in the list. Each says the same, and without a worker nobody takes them out."""
-
-
-def connect_redis(url: str) -> redis.asyncio.Redis:
-    """Open a pool whose calls fail fast, and at once while Redis is away: whoever calls it can go on without it."""
-    return open_redis(url, retries=1, kind=Guarded)
 
 
 class Announcer:

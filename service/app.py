@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.api.archives import Archives
 from service.api.openapi import Description
 from service.api.operations import Operations
@@ -45,15 +45,16 @@ from service.doorbell import Doorbell
 from service.errors import ApiError, Malformed, MethodNotAllowed, NotFound
 from service.events import Following
 from service.exchange import NO_TIME, Endpoint, Operation, refusal
+from service.guarded import connect_redis
 from service.quota.gate import Gate
 from service.quota.inforce import READ as READ_WORKSPACES
 from service.quota.inforce import Quotas
 from service.quota.keeper import Keeper
-from service.quota.leases import Leases
 from service.quota.local import LocalBuckets
 from service.quota.rates import Rates
 from service.quota.recalibration_counts import RequestTally
 from service.quota.shadow import ShadowTally
+from service.quota.socket_leases import Leases
 from service.quota.usage import Usage
 from service.settings import Settings
 from service.stream.admission import Admission
@@ -150,6 +151,7 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
         administration("PATCH", "/api/workspaces/{workspace_id}/", workspaces.patch, WorkspacePatch),
         administration("POST", "/api/workspaces/{workspace_id}/agents/", workspaces.create_agent, AgentBody),
         administration("POST", "/api/workspaces/{workspace_id}/tokens/", workspaces.create_token, TokenBody),
+        route("GET", "/", description.index, None),
         route("GET", "/livez", operations.livez, None),
         route("GET", "/readyz", operations.readyz, None),
         route("GET", "/metrics", operations.metrics, None),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from service.administration import explained
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.archive import Damaged, Folder, Made, Plan, Round, Tally, parse_event_types, rehydrate
 from service.archive.retention import VERBOSE
 from service.archive.rounds import DAY_S
@@ -23,6 +23,7 @@ from service.db import PATIENT_STATEMENT_TIMEOUT_S, Database
 from service.doorbell import Doorbell
 from service.errors import BadUsage
 from service.events import EventType
+from service.guarded import connect_redis
 from service.settings import Settings
 from service.telemetry import configure_logging
 

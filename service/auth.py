@@ -45,8 +45,8 @@ class Role(enum.IntEnum):
 
     VIEWER = 1  # read
     OPERATOR = 2  # create, spawn, control, approve
-    ADMIN = 3  # make tokens
-    OWNER = 4  # everything
+    ADMIN = 3  # approve what is dangerous; with an installation token: make workspaces, agents, tokens, tools
+    OWNER = 4  # no more than ADMIN as yet; kept apart for who answers for the workspace
 
 
 class Token(Base, kw_only=True):

@@ -6,8 +6,8 @@ every call fails at once with `Away`, and a PING in the background, for which no
 back.
 
 Everything that asks Redis on a request's behalf does so here and can go on without it: rates (`quota.rates`), sockets'
-places (`quota.leases`), announcements (`announce`), tickets, figures. `Away` is a redis.ConnectionError, so whoever is
-prepared for a Redis that is down is prepared for this. An error that Redis itself answers with opens nothing.
+places (`quota.socket_leases`), announcements (`announce`), tickets, figures. `Away` is a redis.ConnectionError: whoever
+is prepared for a Redis that is down is prepared for this. An error that Redis itself answers with opens nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.breaker import Breaker
+from service.rediswire import open_redis
 from service.telemetry import REDIS_AWAY
 
 log = structlog.get_logger()
@@ -204,6 +205,11 @@ class Guarded(redis.asyncio.Redis):
         """Stop looking for Redis and close the connections."""
         await self.guard.close()
         await super().aclose(close_connection_pool)
+
+
+def connect_redis(url: str) -> redis.asyncio.Redis:
+    """Open a pool whose calls fail fast, and at once while Redis is away: whoever calls it can go on without it."""
+    return open_redis(url, retries=1, kind=Guarded)
 
 
 class _GuardedPipeline(Pipeline):

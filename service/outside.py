@@ -21,8 +21,8 @@ import structlog
 from sqlalchemy import text
 
 from service.agents import Models, PastStep, conversation, next_tool_call
+from service.claim_leases import LeaseLost, Leases
 from service.db import Database, is_outage, rows
-from service.leases import LeaseLost, Leases
 from service.settings import Settings
 from service.toolcalls import Definition, ToolCallStatus
 from service.tools import Executed, ToolContext, execute, registry

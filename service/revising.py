@@ -20,9 +20,9 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service.administration import explained, in_one_transaction
-from service.announce import connect_redis
 from service.db import Database
 from service.errors import BadUsage, Invalid, PlimsollError
+from service.guarded import connect_redis
 from service.quota import overrides, revisions
 from service.quota.guardrails import Finding
 from service.quota.history import RevisionPage, RevisionView, revision_views

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import structlog
 
-from service.db import Database, is_outage
+from service.chores import Chore
+from service.db import Database
 from service.quota.recalibration_record import is_due
 from service.settings import Settings, child_environment
 
@@ -24,53 +25,34 @@ COMMAND = (sys.executable, "-m", "harness", "recalibrate")
 DAY_S = 86_400.0
 
 
-class Schedule:
+class Schedule(Chore):
     """Recalibrations when they are due, one at a time; without an interval none ever is."""
 
     def __init__(self, settings: Settings, command: Sequence[str] = COMMAND) -> None:
+        super().__init__(
+            "scheduled recalibration", "whether a recalibration is due is not known", "the next look finds out"
+        )
         self._settings = settings
         self._command = (*command, *settings.recalibrate_args)
         self._every_s = settings.recalibrate_days * DAY_S
-        self._task: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
 
     def ring(self) -> None:
         """Look whether one is due, unless one is at work; to be called in the loop's own thread."""
-        if self._every_s and not self._stopping and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._recalibrate_if_due(), name="scheduled recalibration")
+        if self._every_s:
+            super().ring()
 
     def stop(self) -> None:
-        """Begin nothing more, and tell the one at work to end."""
-        self._stopping = True
+        """Begin nothing more, and tell the one at work to end, for which nobody waits for long."""
+        super().stop()
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
 
-    async def idle(self) -> None:
-        """Return when none is at work."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
-
-    async def drain(self, patience_s: float) -> None:
-        """Stop; the one at work may take longer than this to end, and does so by itself."""
-        self.stop()
-        if self._task is not None:
-            _, late = await asyncio.wait([self._task], timeout=patience_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
-
-    async def _recalibrate_if_due(self) -> None:
+    async def _do(self) -> None:
         database = Database(self._settings.database_url, pool_size=1)
         try:
             async with database.read() as connection:
                 due = await is_due(connection, self._every_s)
-        except Exception as fault:
-            if not is_outage(fault):
-                raise
-            log.warning("whether a recalibration is due is not known; the next look finds out", fault=str(fault))
-            return
         finally:
             await database.close()
         if due and not self._stopping:

@@ -6,9 +6,9 @@ long, and a scripted latency is kept to the millisecond. One batch is claimed at
 meanwhile, which keeps PostgreSQL busy while Python decides. Runs that wait for a tool or a model are taken out of their
 batch into a lane of their own, so that nobody waits behind them.
 
-Beside its ticks a worker archives: a round when it starts, and one a day when the doorbell says so (`archive.rounds`).
-Once a minute it looks after the recalibration of the quotas that is under way, if one is (`quota.recalibration_looks`),
-and whether the next one is due (`schedule`).
+Beside its ticks a worker has chores (`chores`): a round of archiving when it starts, and one a day when the doorbell
+says so (`archive.rounds`); once a minute a look after the recalibration of the quotas that is under way, if one is
+(`quota.recalibration_looks`), and whether the next one is due (`schedule`).
 
 SIGTERM, SIGINT and SIGHUP drain: nothing more is claimed, what is in hand is settled, and the process ends with 0,
 within ten seconds; a second SIGINT leaves what is in hand to others. What a tick is, and why a killed worker loses
@@ -25,7 +25,7 @@ from contextlib import suppress
 import structlog
 import uvloop
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.archive import Rounds
 from service.backstop import Backstop
 from service.claims import BATCH, Claim
@@ -33,6 +33,7 @@ from service.conduct import calm_collector, heeds_hangup
 from service.db import Database, is_outage
 from service.doorbell import Doorbell
 from service.due import next_due_in_s
+from service.guarded import connect_redis
 from service.outside import Outside
 from service.quota.gate import Gate
 from service.quota.inforce import Quotas

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import text
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.archive import Folder, create_checkpoint
 from service.auth import IssuedToken, Role, issue_token, revoke_token
 from service.control import pause_run
 from service.db import Base, Database
 from service.doorbell import Doorbell
 from service.families import cancel_run
+from service.guarded import connect_redis
 from service.runs import new_id
 from service.settings import Settings
 from service.tallies import Tallies

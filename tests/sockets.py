@@ -17,10 +17,11 @@ from starlette.applications import Starlette
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.db import Database
 from service.doorbell import Doorbell
 from service.events import EventType, NewEvent
+from service.guarded import connect_redis
 from service.server import Server, configuration
 
 APPEND = text("""

@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 from sqlalchemy import text
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.changes import GroupOptions
 from service.claims import Claim
 from service.commits import Commits, Create, Spawn
 from service.db import Database
 from service.doorbell import Doorbell
+from service.guarded import connect_redis
 from service.quota.limits import LIFTED
 from service.tick import Ticker
 from service.workspaces import create_agent, create_workspace

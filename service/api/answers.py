@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from service.auth import Role
 from service.events import EventType
 from service.joins import FailurePolicy, GroupState, JoinPolicy
+from service.quota.limits import Limit
 from service.runs import RunStatus, StepKind
 from service.toolcalls import Risk, ToolCallStatus
 from service.workspaces import QuotaClass
+
+RoleName = Annotated[str, msgspec.Meta(extra_json_schema={"enum": [role.name for role in Role]})]
+"""A role on the wire."""
 
 
 class Created(msgspec.Struct, frozen=True):
@@ -222,7 +227,7 @@ class TokenView(msgspec.Struct, frozen=True):
     """A new token: the only answer in which it stands in clear."""
 
     token: str
-    role: str
+    role: RoleName
     expires_at: dt.datetime | None
 
 
@@ -236,8 +241,20 @@ class TicketView(msgspec.Struct, frozen=True):
 class Health(msgspec.Struct, frozen=True):
     """How the process is."""
 
-    status: str
-    redis: str | None = None
+    status: Literal["ok", "degraded"]
+    redis: Literal["ok", "unreachable"] | None = None
+
+
+class Index(msgspec.Struct, frozen=True):
+    """What the service is, and where to go on."""
+
+    service: str
+    version: str  # of the HTTP interface
+    docs: str  # paths in this API
+    openapi: str
+    livez: str
+    readyz: str
+    metrics: str
 
 
 class Problem(msgspec.Struct, frozen=True, rename={"violated_policies": "violated-policies"}):
@@ -250,6 +267,6 @@ class Problem(msgspec.Struct, frozen=True, rename={"violated_policies": "violate
     instance: str
     error: str
     field: str | None = None
-    violated_policies: list[str] | None = None
+    violated_policies: list[Limit] | None = None
     archive: str | None = None  # 410 of a snapshot: path of the bundle that has the older events
     compacted_through_seq: int | None = None  # 410 of a snapshot: the number from which to ask

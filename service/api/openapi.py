@@ -7,6 +7,7 @@ HTML made from the same description, without a script or anything from elsewhere
 
 from __future__ import annotations
 
+import enum
 import functools
 import html
 import inspect
@@ -18,8 +19,11 @@ from typing import Any
 import msgspec
 from starlette.routing import Route
 
-from service.api.answers import Problem
+from service.api.answers import Index, Problem
+from service.api.paging import DEFAULT_PAGE, LARGEST_PAGE
 from service.exchange import Answer, Exchange, Operation, answer_json
+from service.runs import RunStatus
+from service.toolcalls import ToolCallStatus
 
 VERSION = "1.0.0"
 """Version of the HTTP interface, not of the program."""
@@ -36,31 +40,48 @@ ERRORS = {
     "503": "a dependency is down; Retry-After says how long to wait",
 }
 
-QUERIES: dict[str, list[tuple[str, str, str]]] = {
+ID = {"type": "string", "format": "uuid"}
+CURSOR = {"type": "string"}
+PAGE = {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE, "default": DEFAULT_PAGE}
+NUMBER = {"type": "integer", "minimum": 1}
+NUMBERS = {"revision": NUMBER}
+"""What stands in a path and is counted; all else there is an id."""
+
+
+def one_of(kind: type[enum.StrEnum]) -> dict[str, Any]:
+    """Return the schema of an enumeration's values."""
+    return {"type": "string", "enum": [each.value for each in kind]}
+
+
+QUERIES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
     "list runs": [
-        ("workspace_id", "string", "runs of this workspace"),
-        ("status", "string", "runs in this status"),
-        ("parent_run_id", "string", "subruns of this run"),
-        ("limit", "integer", "most runs in a page, 1 to 200 (default 50); a page of large ones ends earlier"),
-        ("cursor", "string", "`next_cursor` of the page before"),
+        ("workspace_id", ID, "runs of this workspace"),
+        ("status", one_of(RunStatus), "runs in this status"),
+        ("parent_run_id", ID, "subruns of this run"),
+        ("limit", PAGE, "most runs in a page, 1 to 200 (default 50); a page of large ones ends earlier"),
+        ("cursor", CURSOR, "`next_cursor` of the page before"),
     ],
     "list tool calls": [
-        ("workspace_id", "string", "tool calls of this workspace"),
-        ("status", "string", "tool calls in this status"),
-        ("run_id", "string", "tool calls of this run"),
-        ("limit", "integer", "most tool calls in a page, 1 to 200 (default 50); a page of large ones ends earlier"),
-        ("cursor", "string", "`next_cursor` of the page before"),
+        ("workspace_id", ID, "tool calls of this workspace"),
+        ("status", one_of(ToolCallStatus), "tool calls in this status"),
+        ("run_id", ID, "tool calls of this run"),
+        ("limit", PAGE, "most tool calls in a page, 1 to 200 (default 50); a page of large ones ends earlier"),
+        ("cursor", CURSOR, "`next_cursor` of the page before"),
     ],
     "list quota revisions": [
-        ("limit", "integer", "revisions in a page, 1 to 200 (default 50)"),
-        ("before", "integer", "revisions below this number: `next_before` of the page before"),
+        ("limit", PAGE, "revisions in a page, 1 to 200 (default 50)"),
+        ("before", NUMBER, "revisions below this number: `next_before` of the page before"),
     ],
     "snapshot": [
-        ("since_seq", "integer", "events after this number only (default 0)"),
-        ("wait", "number", "hold the answer until there is news, at most 30 seconds"),
+        ("since_seq", {"type": "integer", "minimum": 0, "default": 0}, "events after this number only (default 0)"),
+        (
+            "wait",
+            {"type": "number", "minimum": 0, "maximum": 30, "default": 0},
+            "hold the answer until there is news, at most 30 seconds",
+        ),
     ],
 }
-
+"""Query parameters with their schemas and meanings."""
 
 LISTS = {
     ("Runs", "list"): "list runs",
@@ -76,11 +97,6 @@ GONE = {
 """What 410 means, by path."""
 
 
-ID = {"type": "string", "format": "uuid"}
-NUMBERS = {"revision": {"type": "integer", "minimum": 1}}
-"""What stands in a path: ids, and what is counted."""
-
-
 class Description:
     """The endpoints that describe the others."""
 
@@ -90,6 +106,11 @@ class Description:
     @functools.cached_property
     def _document(self) -> dict[str, Any]:
         return describe([route for route in self._routes() if isinstance(route, Route)])
+
+    async def index(self, exchange: Exchange[None]) -> Answer[Index]:
+        """Say what answers here, and where it is described."""
+        paths = {name: f"/{name}" for name in ("docs", "livez", "readyz", "metrics")}
+        return answer_json(Index(service="plimsoll", version=VERSION, openapi="/openapi.json", **paths))
 
     async def openapi(self, exchange: Exchange[None]) -> Answer[dict[str, Any]]:
         """Return this description (OpenAPI 3.1)."""
@@ -142,7 +163,7 @@ def _operation(path: str, operation: Operation, references: dict[Any, Any]) -> d
     """Describe one method of one path."""
     name = operation.endpoint.__name__
     noun = type(getattr(operation.endpoint, "__self__", None)).__name__
-    query: list[tuple[str, str, str]] = []
+    query: list[tuple[str, dict[str, Any], str]] = []
     if "snapshot" in path:
         query = QUERIES["snapshot"]
     elif (noun, name) in LISTS:
@@ -154,10 +175,7 @@ def _operation(path: str, operation: Operation, references: dict[Any, Any]) -> d
             {"name": each, "in": "path", "required": True, "schema": NUMBERS.get(each, ID)}
             for each in re.findall(r"{(\w+)}", path)
         ]
-        + [
-            {"name": each, "in": "query", "schema": {"type": kind}, "description": meaning}
-            for each, kind, meaning in query
-        ],
+        + [{"name": each, "in": "query", "schema": schema, "description": meaning} for each, schema, meaning in query],
         "responses": {"200": _success(answer_type(operation), references)},
     }
     if operation.body_type is not None:
@@ -230,7 +248,7 @@ def _section(path: str, method: str, operation: dict[str, Any], document: dict[s
         f'<h2><span class="method">{method.upper()}</span> <code>{html.escape(path)}</code></h2>',
         f"<div>{_prose(operation['summary'])} <small>{who}</small></div>",
     ]
-    rows = [(p["name"], f"in the {p['in']}", p.get("description", "")) for p in operation["parameters"]]
+    rows = [(p["name"], f"in the {p['in']}", _meaning(p, document)) for p in operation["parameters"]]
     if "requestBody" in operation:
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
         rows += [(each, "in the body", kind) for each, kind in _fields(schema, document)]
@@ -245,6 +263,12 @@ def _section(path: str, method: str, operation: dict[str, Any], document: dict[s
     if answer:
         parts.append(f"<div><small>answers</small> <code>{html.escape(answer)}</code></div>")
     return "".join(parts)
+
+
+def _meaning(parameter: dict[str, Any], document: dict[str, Any]) -> str:
+    """Say what a parameter is for, and which values it has when they are named."""
+    meaning = str(parameter.get("description", ""))
+    return f"{meaning}: {_kind(parameter['schema'], document)}" if "enum" in parameter["schema"] else meaning
 
 
 def _fields(schema: dict[str, Any], document: dict[str, Any]) -> list[tuple[str, str]]:

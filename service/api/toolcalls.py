@@ -21,7 +21,7 @@ from service.approvals import decide_tool_call
 from service.db import Database
 from service.exchange import Answer, Exchange, answer_json
 from service.quota.inforce import Quotas
-from service.toolcalls import DEFAULT_TIMEOUT_S, Definition, ToolCallStatus, create_definition, list_definitions
+from service.toolcalls import DEFAULT_TIMEOUT_S, Definition, Risk, ToolCallStatus, create_definition, list_definitions
 
 ONE = text(f"SELECT {TOOL_CALL_JSON}::text FROM tool_calls t WHERE t.tool_call_id = :tool_call_id")  # noqa: S608 - constants
 LISTING = Listing(
@@ -37,7 +37,7 @@ class ToolBody(msgspec.Struct, forbid_unknown_fields=True):
 
     name: str
     tool: str
-    risk: str
+    risk: Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(Risk)})]
     schema: Annotated[dict[str, Any], msgspec.Meta(description="JSON Schema (2020-12) of the arguments")] | None = None
     needs_approval: bool | None = None
     timeout_seconds: float = DEFAULT_TIMEOUT_S

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from sqlalchemy import update
 
-from service.api.answers import AgentView, TokenView, WorkspaceView
+from service.api.answers import AgentView, RoleName, TokenView, WorkspaceView
 from service.auth import issue_token
 from service.db import Database
 from service.errors import NotFound
@@ -20,7 +20,7 @@ class WorkspaceBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of POST /api/workspaces/."""
 
     name: str
-    quota_class: str = QuotaClass.DEFAULT
+    quota_class: Annotated[str, msgspec.Meta(extra_json_schema={"enum": list(QuotaClass)})] = QuotaClass.DEFAULT
 
 
 class WorkspacePatch(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,7 +42,7 @@ class AgentBody(msgspec.Struct, forbid_unknown_fields=True):
 class TokenBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of POST /api/workspaces/<id>/tokens/."""
 
-    role: str
+    role: RoleName
     expires_days: float | None = None
 
 

@@ -222,14 +222,23 @@ def _check(bundle: Bundle, held: Sequence[Part]) -> None:
     for owner in OWNERS:
         if _decode(bundle.owners[owner.name].get(owner.key, _NULL), Any, owner.name) != str(getattr(head, owner.key)):
             raise Damaged(f"{owner.name}: is not the one that the run refers to")
+        _require_own(head, owner.name, [bundle.owners[owner.name]])
     for part in held:
         rows = bundle.parts[part.table]
+        _require_own(head, part.table, rows)
         if any(_decode(row.get("run_id", _NULL), Any, part.table) != str(head.run_id) for row in rows):
             raise Damaged(f"{part.table}: holds a row of another run")
         if part.last is not None:
             missing = 0 if part.missing is None else getattr(head, part.missing)
             numbers = [_decode(row.get(part.order, _NULL), int | None, part.table) or 0 for row in rows]
             _check_numbers(part, numbers, missing, getattr(head, part.last))
+
+
+def _require_own(head: RunHead, name: str, rows: Sequence[Row]) -> None:
+    """Raise Damaged for a row that names another workspace than the run's: it would be another tenant's."""
+    for row in rows:
+        if "workspace_id" in row and _decode(row["workspace_id"], Any, name) != str(head.workspace_id):
+            raise Damaged(f"{name}: is of another workspace than the run")
 
 
 def _check_numbers(part: Part, numbers: list[int], missing: int, last: int) -> None:

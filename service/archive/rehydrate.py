@@ -2,6 +2,9 @@
 
 Names of columns come from a file, so each is looked up among the columns of the mapped types; values go to PostgreSQL
 as one bound JSON parameter. A column that the bundle does not know yet gets its default.
+
+Only who can reach the database and the archive folder may rehydrate: there is a command and no endpoint, and a run
+comes back into the workspace that it was of. So a file cannot carry a run, or a part of it, to another tenant.
 """
 
 from __future__ import annotations
@@ -29,6 +32,11 @@ _STATE = text("""
     SELECT EXISTS (SELECT FROM runs WHERE run_id = :run_id) AS present,
            (SELECT max(last_seq) FROM run_archives WHERE run_id = :run_id) AS newest_seq,
            (SELECT sha256 FROM run_archives WHERE archive_id = :archive_id) AS sha256,
+           (SELECT min(name) FROM (
+                SELECT 'agent' AS name, workspace_id FROM agents WHERE agent_id = :agent_id UNION ALL
+                SELECT 'parent', workspace_id FROM runs WHERE run_id = :parent_run_id UNION ALL
+                SELECT 'recorded bundle', workspace_id FROM run_archives WHERE run_id = :run_id
+            ) AS kin WHERE workspace_id <> :workspace_id) AS elsewhere,
            CAST(:parent_run_id AS uuid) IS NULL OR EXISTS (SELECT FROM runs WHERE run_id = :parent_run_id) AS has_parent
 """)
 
@@ -83,12 +91,16 @@ async def rehydrate(database: Database, folder: Folder, file: Path) -> uuid.UUID
 
 
 async def _require_room(connection: AsyncConnection, bundle: Bundle, sha256: str) -> None:
-    """Raise unless the run can come back as it was: absent, its parent present, and no newer bundle known."""
+    """Raise unless the run can come back as it was: absent, all of its kin here in its own workspace, its parent
+    present, and no newer bundle known.
+    """
     head = bundle.head
     asked = {
         "run_id": head.run_id,
         "archive_id": bundle.header.archive_id,
         "parent_run_id": head.parent_run_id,
+        "agent_id": head.agent_id,
+        "workspace_id": head.workspace_id,
     }
     await connection.execute(_ALONE, {"run_id": str(head.run_id)})
     state = (await connection.execute(_STATE, asked)).one()
@@ -98,6 +110,8 @@ async def _require_room(connection: AsyncConnection, bundle: Bundle, sha256: str
         raise IllegalState(f"run {head.run_id} has a newer bundle, with events up to {state.newest_seq}: take that one")
     if state.sha256 is not None and state.sha256 != sha256:
         raise Damaged(f"bundle {bundle.header.archive_id} does not have the recorded hash")
+    if state.elsewhere is not None:
+        raise Damaged(f"the run is said to be of workspace {head.workspace_id}, and its {state.elsewhere} is another's")
     if not state.has_parent:
         raise NotFound(f"the run that spawned it is not in the database: rehydrate {head.parent_run_id} first")
 

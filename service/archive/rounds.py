@@ -7,7 +7,6 @@ database and passes over what another has in hand.
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,8 @@ from service.announce import Announcer
 from service.archive.checkpoint import BATCH, START, Cursor, Made, Unbundled, create_checkpoints
 from service.archive.folder import At, Folder, FolderFault, unwatched
 from service.archive.retention import NOTHING, Deleted, compact_events, parse_event_types, purge
-from service.db import PATIENT_STATEMENT_TIMEOUT_S, Database, is_outage
+from service.chores import Chore
+from service.db import PATIENT_STATEMENT_TIMEOUT_S, Database
 from service.errors import ConfigurationError
 from service.events import EventType
 from service.settings import Settings
@@ -27,9 +27,6 @@ from service.settings import Settings
 log = structlog.get_logger()
 
 DAY_S = 86_400.0
-
-CANCEL_S = 0.8
-"""How long a batch that is given up may take to let go: a database that hangs need not answer its farewell."""
 
 
 class Plan(NamedTuple):
@@ -169,7 +166,7 @@ class Round:
         self._complain(sentence)
 
 
-class Rounds:
+class Rounds(Chore):
     """A worker's rounds, one at a time, in the background of its ticks."""
 
     def __init__(self, settings: Settings, announcer: Announcer) -> None:
@@ -178,38 +175,19 @@ class Rounds:
             compact = parse_event_types(settings.archive_compact_events)
         except ValueError as wrong:
             raise ConfigurationError(f"PLIMSOLL_ARCHIVE_COMPACT_EVENTS: {wrong}") from None
+        super().__init__("archive round", "archive round given up", "the next one finds the same work")
         self._plan = Plan(settings.archive_after_days * DAY_S, compact)
         self._settings = settings
         self._announcer = announcer
         self._round: Round | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._stopping = False
-
-    def ring(self) -> None:
-        """Begin a round unless one is going on; to be called in the loop's own thread."""
-        if not self._stopping and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._run(), name="archive round")
 
     def stop(self) -> None:
         """Begin nothing more, and end the round that is going on after its batch."""
-        self._stopping = True
+        super().stop()
         if self._round is not None:
             self._round.stop()
 
-    async def idle(self) -> None:
-        """Return when no round is going on."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
-
-    async def drain(self, patience_s: float) -> None:
-        """Stop and wait for the batch in hand; after that long it is given up, which undoes it."""
-        self.stop()
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=patience_s)
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=CANCEL_S)
-
-    async def _run(self) -> None:
+    async def _do(self) -> None:
         """Run one round on a connection of its own, which no tick waits for."""
         database = Database(self._settings.database_url, pool_size=1, statement_timeout_s=PATIENT_STATEMENT_TIMEOUT_S)
         try:
@@ -226,12 +204,5 @@ class Rounds:
             log.info("archive round done", **asdict(tally))
         except FolderFault as fault:
             log.error("archive round given up", fault=str(fault))
-        except Exception as fault:
-            if is_outage(fault):
-                log.warning(
-                    "archive round given up; the next one finds the same work", fault=str(getattr(fault, "orig", fault))
-                )
-            else:
-                log.error("archive round given up", exc_info=fault)
         finally:
             await database.close()

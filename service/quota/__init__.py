@@ -2,6 +2,6 @@
 
 Reading order: `limits` (the names), `tables` (the values as a file), `revisions` and `overrides` (which values there
 are), `inforce` (which hold for a workspace right now); then what holds them: `gate` and `rates` with gcra.lua (`local`
-while Redis is away), `ticks` with ticks.lua for workers' turns, `caps` in PostgreSQL, `keeper` and `leases` for
+while Redis is away), `ticks` with ticks.lua for workers' turns, `caps` in PostgreSQL, `keeper` and `socket_leases` for
 sockets; then what looks on: `guardrails`, `shadow`, `refusals`, `usage`.
 """

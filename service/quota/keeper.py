@@ -1,6 +1,6 @@
 """Keeps the places that this process's sockets hold: takes them, renews them, gives them back.
 
-What a place is and what happens without Redis: `leases`.
+What a place is and what happens without Redis: `socket_leases`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from redis.exceptions import RedisError
 
 from service.errors import QuotaExceeded, Unavailable
 from service.quota.caps import observe_caps
-from service.quota.leases import RENEW_EVERY_S, Full, Lease, Leases
 from service.quota.limits import Limit, Quota
 from service.quota.refusals import count_refusal
 from service.quota.shadow import ShadowTally
+from service.quota.socket_leases import RENEW_EVERY_S, Full, Lease, Leases
 from service.telemetry import SHADOW_UNCHECKED
 
 log = structlog.get_logger()

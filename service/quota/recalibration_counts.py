@@ -6,22 +6,19 @@ judge by: a process that is killed loses a second of them. Rows older than eight
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import uuid
 from collections.abc import Collection, Sequence
 
-import structlog
 from sqlalchemy import BigInteger, ForeignKey, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.db import Base, Database, rows
+from service.db import Base, Database
 from service.quota.limits import Limit, Quota
 from service.quota.recalibration_cycle import Count
+from service.quota.tally import Tally
 from service.runs import Instant
-
-log = structlog.get_logger()
 
 ADD_EVERY_S = 1.0
 """How long a process gathers counts before it adds them to the database's, seconds."""
@@ -57,14 +54,11 @@ ADD = text("""
 """In order, so that two processes never wait for each other in a circle."""
 
 
-class RequestTally:
+class RequestTally(Tally):
     """Gathers one process's requests and adds them to the database's sums."""
 
     def __init__(self, database: Database, add_every_s: float = ADD_EVERY_S) -> None:
-        self._database = database
-        self._add_every_s = add_every_s
-        self._amounts: dict[tuple[int, Limit], list[int]] = {}
-        self._task: asyncio.Task[None] | None = None
+        super().__init__(database, ADD, ("asked", "refused"), add_every_s)
 
     def count(self, quota: Quota, limits: Sequence[Limit], *, refused: Collection[str] = ()) -> None:
         """Take one request that these limits were asked about, and which of them refused it."""
@@ -72,41 +66,7 @@ class RequestTally:
             return
         for limit in limits:
             if limit in quota.rates:
-                amounts = self._amounts.setdefault((quota.revision, limit), [0, 0])
-                amounts[0] += 1
-                amounts[1] += limit in refused
-        if self._amounts and self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._add_soon(), name="add request counts")
-
-    async def close(self) -> None:
-        """Add what is left."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._amounts:
-            await self._add()
-
-    async def _add_soon(self) -> None:
-        while self._amounts:
-            await asyncio.sleep(self._add_every_s)
-            await self._add()
-        self._task = None
-
-    async def _add(self) -> None:
-        """Add what was gathered; while the database is away it is kept, a few numbers for each limit."""
-        taken, self._amounts = self._amounts, {}
-        counts = [
-            {"revision": revision, "limit_name": limit, "asked": amounts[0], "refused": amounts[1]}
-            for (revision, limit), amounts in taken.items()
-        ]
-        try:
-            async with self._database.begin() as connection:
-                await connection.execute(ADD, {"counts": rows(counts)})
-        except Exception as fault:  # a figure to judge by; no request may suffer for it
-            log.warning("request counts are added later", fault=str(getattr(fault, "orig", fault)))
-            for key, amounts in taken.items():
-                kept = self._amounts.setdefault(key, [0, 0])
-                kept[:] = [one + other for one, other in zip(kept, amounts, strict=True)]
+                self.add(quota.revision, limit, 1, limit in refused)
 
 
 REQUESTS = text("""

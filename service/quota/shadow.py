@@ -11,22 +11,19 @@ so for a lowered cap every request above it is counted, and the figures err on t
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
-import structlog
 from sqlalchemy import BigInteger, ForeignKey, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.db import Base, Database, rows
+from service.db import Base, Database
 from service.quota.limits import Limit
+from service.quota.tally import Tally
 from service.runs import Instant
-
-log = structlog.get_logger()
 
 ADD_EVERY_S = 0.5
 """How long a process gathers counts before it adds them to the database's, seconds."""
@@ -98,60 +95,16 @@ async def shadow_counts(connection: AsyncConnection, revisions: Sequence[int]) -
     return told
 
 
-class ShadowTally:
+class ShadowTally(Tally):
     """Gathers one process's observations and adds them to the database's sums."""
 
     def __init__(self, database: Database, add_every_s: float = ADD_EVERY_S) -> None:
-        self._database = database
-        self._add_every_s = add_every_s
-        self._amounts: dict[tuple[int, Limit], list[int]] = {}
-        self._task: asyncio.Task[None] | None = None
+        super().__init__(database, ADD, ("asked", "refused", "newly_refused"), add_every_s)
 
     def count(self, observations: Iterable[Observation]) -> None:
-        """Take observations; they are in the database soon."""
+        """Take observations."""
         for revision, limit, refused, newly in observations:
-            amounts = self._amounts.setdefault((revision, limit), [0, 0, 0])
-            amounts[0] += 1
-            amounts[1] += refused
-            amounts[2] += newly
-        if self._amounts and self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._add_soon(), name="add shadow counts")
-
-    async def close(self) -> None:
-        """Add what is left."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._amounts:
-            await self._add()
-
-    async def _add_soon(self) -> None:
-        while self._amounts:
-            await asyncio.sleep(self._add_every_s)
-            await self._add()
-        self._task = None
-
-    async def _add(self) -> None:
-        """Add what was gathered; while the database is away it is kept, a few numbers for each limit."""
-        taken, self._amounts = self._amounts, {}
-        try:
-            async with self._database.begin() as connection:
-                await connection.execute(ADD, {"counts": rows(_row(key, amounts) for key, amounts in taken.items())})
-        except Exception as fault:  # a figure to judge by; no request may suffer for it
-            log.warning("shadow counts are added later", fault=str(getattr(fault, "orig", fault)))
-            for key, amounts in taken.items():
-                kept = self._amounts.setdefault(key, [0, 0, 0])
-                kept[:] = [one + other for one, other in zip(kept, amounts, strict=True)]
-
-
-def _row(key: tuple[int, Limit], amounts: list[int]) -> dict[str, object]:
-    return {
-        "revision": key[0],
-        "limit_name": key[1],
-        "asked": amounts[0],
-        "refused": amounts[1],
-        "newly_refused": amounts[2],
-    }
+            self.add(revision, limit, 1, refused, newly)
 
 
 IN_USE = text("SELECT state, revision FROM quota_revisions WHERE state IN ('active', 'shadow') ORDER BY state")

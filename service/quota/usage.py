@@ -23,13 +23,14 @@ from redis.exceptions import NoScriptError, RedisError
 from sqlalchemy import text
 
 from service.db import Database
-from service.quota.leases import Lease, keys
 from service.quota.limits import CAPS, RATES, Limit, Quota, Rate
 from service.quota.overrides import overrides_of
 from service.quota.rates import MICROSECONDS, bucket
+from service.quota.socket_leases import Lease, keys
 from service.quota.ticks import DIGEST as TICKS_DIGEST
 from service.quota.ticks import SCRIPT as TICKS_SCRIPT
 from service.runs import RunStatus
+from service.workspaces import QuotaClass
 
 MOST_HOLDERS = 100
 """Holders of one cap that are named; `used` counts all of them."""
@@ -97,7 +98,7 @@ class WorkspaceQuotas(msgspec.Struct, frozen=True):
     """What a workspace may use and does use."""
 
     workspace_id: uuid.UUID
-    quota_class: str
+    quota_class: QuotaClass
     revision: int  # in force
     shadow_revision: int | None  # asked beside it
     at: dt.datetime
@@ -180,7 +181,7 @@ class Usage:
         limits = [_rate_use(limit, quota.rates.get(limit), levels, head.at, limit in own) for limit in RATES]
         limits += [_cap_use(limit, quota.cap(limit), held[limit], head.at, limit in own) for limit in CAPS]
         shadow = None if quota.shadow is None else quota.shadow.revision
-        return WorkspaceQuotas(workspace_id, head.quota_class, quota.revision or 0, shadow, head.at, limits)
+        return WorkspaceQuotas(workspace_id, QuotaClass(head.quota_class), quota.revision or 0, shadow, head.at, limits)
 
     async def _levels(self, workspace_id: uuid.UUID, rates: dict[Limit, Rate]) -> dict[Limit, _Level] | None:
         """Return what each bucket would say to a request now; None while Redis is away."""

@@ -22,7 +22,7 @@ from service.auth import Caller, Callers
 from service.db import is_outage
 from service.errors import ApiError, Invalid, Malformed, Unauthenticated, Unavailable
 from service.quota.keeper import Keeper
-from service.quota.leases import Full, Lease
+from service.quota.socket_leases import Full, Lease
 from service.stream.admission import Admission, Code, Place, Refused, refusal_of, since_seq
 from service.stream.admission import path_id as path_id_of
 from service.stream.commands import Commands, Request, parse, refused

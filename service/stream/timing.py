@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.quota.leases import LEASE_S, RENEW_EVERY_S
+from service.quota.socket_leases import LEASE_S, RENEW_EVERY_S
 
 
 @dataclass(frozen=True)

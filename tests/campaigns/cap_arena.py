@@ -12,14 +12,15 @@ from typing import Any
 import redis.asyncio
 from sqlalchemy import text
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.commits import Commits, Create, Spawn
 from service.db import Database
 from service.doorbell import Doorbell
 from service.errors import ApiError, QuotaExceeded
 from service.families import cancel_run
-from service.quota.leases import Lease, Leases
+from service.guarded import connect_redis
 from service.quota.limits import DEFAULT, LIFTED, Limit
+from service.quota.socket_leases import Lease, Leases
 from service.runs import StepKind
 from service.tallies import Tallies
 from service.tick import Ticker

@@ -29,7 +29,7 @@ import service.advance
 import service.commits
 import service.ledger
 import service.quota.caps
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.approvals import decide_tool_call
 from service.auth import Caller, Role
 from service.changes import GroupOptions
@@ -38,9 +38,10 @@ from service.db import Database
 from service.doorbell import Doorbell
 from service.errors import IllegalState, QuotaExceeded
 from service.families import cancel_run
+from service.guarded import connect_redis
 from service.joins import FailurePolicy
-from service.quota.leases import Full, Lease, Leases, keys
 from service.quota.limits import DEFAULT, LIFTED, Limit, Quota
+from service.quota.socket_leases import Full, Lease, Leases, keys
 from service.tallies import Tallies
 from service.telemetry import configure_logging
 from service.tick import Ticker

@@ -12,8 +12,8 @@ from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
 from service.__main__ import main
-from service.announce import connect_redis
 from service.db import Database
+from service.guarded import connect_redis
 from service.settings import Settings
 from service.tallies import Tallies
 from service.tick import Ticker

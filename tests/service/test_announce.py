@@ -12,8 +12,9 @@ from sqlalchemy import text
 from structlog.typing import EventDict
 
 import service.announce
-from service.announce import MOST_RINGS, Announcer, connect_redis
+from service.announce import MOST_RINGS, Announcer
 from service.doorbell import Doorbell
+from service.guarded import connect_redis
 from tests.tenants import Tenant
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)

@@ -11,11 +11,11 @@ import pytest
 import redis.asyncio
 from structlog.typing import EventDict
 
-from service.announce import connect_redis
 from service.claims import BATCH
 from service.control import pause_run, resume_run
 from service.db import Database
 from service.families import cancel_run
+from service.guarded import connect_redis
 from service.joins import FailurePolicy, JoinPolicy
 from service.quota.revisions import propose, shadow
 from service.quota.shadow import shadow_counts

@@ -17,11 +17,10 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.typing import EventDict
 
-from service.announce import connect_redis
 from service.breaker import State
 from service.embedded.place import find_place
 from service.embedded.redis import Redis
-from service.guarded import LATE_S, Away, Guard, Guarded
+from service.guarded import LATE_S, Away, Guard, Guarded, connect_redis
 from service.telemetry import REDIS_AWAY
 
 PATIENCE_S = 0.1

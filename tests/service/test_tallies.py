@@ -11,8 +11,9 @@ import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.typing import EventDict
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.doorbell import Doorbell
+from service.guarded import connect_redis
 from service.tallies import Tallies, worker_figures
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

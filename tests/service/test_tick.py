@@ -10,12 +10,13 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 from structlog.typing import EventDict
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.db import Database
 from service.doorbell import Doorbell
 from service.due import next_due_in_s, queue
 from service.errors import IllegalState
 from service.families import cancel_run
+from service.guarded import connect_redis
 from service.settings import Settings
 from service.tallies import Tallies
 from service.tick import MOST_ATTEMPTS, Ticker

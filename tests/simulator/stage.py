@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from service import commits, leases, outside, tick
+from service import claim_leases, commits, outside, tick
 from service.approvals import decide_tool_call
 from service.backstop import Backstop
 from service.changes import GroupOptions
@@ -163,7 +163,7 @@ class Stage:
         self._here: list[tuple[dict[str, Any], str, Any]] = [
             (vars(commits), "new_id", self._new_id),
             (vars(tick), "new_id", self._new_id),
-            *((vars(module), "asyncio", self.loop) for module in (tick, outside, leases)),
+            *((vars(module), "asyncio", self.loop) for module in (tick, outside, claim_leases)),
         ]
 
     def chance(self, share: float) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from service import approvals, backstop, claims, commits, families, leases, ledger, outside
+from service import approvals, backstop, claim_leases, claims, commits, families, ledger, outside
 from service.events import NewEvent
 from service.joins import Group
 from service.ledger import RUN_COLUMNS
@@ -369,10 +369,10 @@ ANSWERS: dict[int, Callable[[Connection, Any], list[Any]]] = {
     id(outside._RECORD): Connection._record,
     id(outside._READ_RUN): Connection._read_run,
     id(outside._READ_STEPS): Connection._read_steps,
-    id(leases._RENEW_RUNS): Connection._renew_runs,
-    id(leases._LOST_RUNS): Connection._lost_runs,
-    id(leases._RENEW_CALLS): Connection._renew_calls,
-    id(leases._LOST_CALLS): Connection._lost_calls,
+    id(claim_leases._RENEW_RUNS): Connection._renew_runs,
+    id(claim_leases._LOST_RUNS): Connection._lost_runs,
+    id(claim_leases._RENEW_CALLS): Connection._renew_calls,
+    id(claim_leases._LOST_CALLS): Connection._lost_calls,
 }
 """What answers each of the engine's statements."""
 

@@ -8,12 +8,16 @@ from typing import Any
 
 import httpx
 from sqlalchemy import text
+from starlette.routing import Route
 
+from service.app import create_app
 from service.auth import Callers, Role, hash_token, issue_token, revoke_token
 from service.db import Database
 from service.errors import Unauthenticated
+from service.exchange import Operation
 from service.quota.inforce import Quotas
 from service.quota.limits import DEFAULT, LIFTED
+from service.settings import Settings
 
 
 class Clock:
@@ -56,6 +60,55 @@ async def test_an_installation_token_sets_up_a_tenant_that_can_run(installation:
         headers={"authorization": f"Bearer {token.json()['token']}"},
     )
     assert answer.status_code == 200
+
+
+WHO_MAY: dict[str | None, set[str]] = {
+    None: {"GET /", "GET /livez", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /docs"},
+    "VIEWER": {
+        "GET /api/runs/",
+        "GET /api/runs/{run_id}/",
+        "GET /api/runs/{run_id}/snapshot/",
+        "GET /api/runs/{run_id}/archives/",
+        "GET /api/archives/{archive_id}/download/",
+        "GET /api/toolcalls/",
+        "GET /api/workspaces/{workspace_id}/tools/",
+        "GET /api/workspaces/{workspace_id}/quotas/",
+        "GET /api/quota-revisions/",
+        "GET /api/quota-revisions/{revision}/",
+        "POST /api/ws-tickets/",
+    },
+    "OPERATOR": {
+        "POST /api/runs/",
+        "POST /api/runs/{run_id}/spawn_subrun/",
+        "POST /api/runs/{run_id}/cancel/",
+        "POST /api/runs/{run_id}/pause/",
+        "POST /api/runs/{run_id}/resume/",
+        "POST /api/toolcalls/{tool_call_id}/approve/",
+        "POST /api/toolcalls/{tool_call_id}/reject/",
+    },
+    "ADMIN of the installation": {
+        "POST /api/workspaces/",
+        "PATCH /api/workspaces/{workspace_id}/",
+        "POST /api/workspaces/{workspace_id}/agents/",
+        "POST /api/workspaces/{workspace_id}/tokens/",
+        "POST /api/workspaces/{workspace_id}/tools/",
+    },
+}
+"""The least that each route asks for. What stands nowhere here, such as rehydrating a run, no token may do."""
+
+
+def test_each_route_asks_for_the_role_that_is_written_here_and_there_is_no_other() -> None:
+    app = create_app(Settings("postgresql://nobody@127.0.0.1:1/none", "redis://127.0.0.1:1"))
+    found: dict[str | None, set[str]] = {}
+    for route in app.routes:
+        if isinstance(route, Route):
+            operation = route.endpoint
+            assert isinstance(operation, Operation)
+            (method,) = set(route.methods or ()) - {"HEAD"}
+            role = None if operation.role is None else operation.role.name
+            who = f"{role} of the installation" if operation.installation else role
+            found.setdefault(who, set()).add(f"{method} {route.path}")
+    assert found == WHO_MAY
 
 
 async def test_administration_needs_an_installation_token(tenant: Any) -> None:

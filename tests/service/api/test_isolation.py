@@ -29,9 +29,9 @@ from service.auth import Callers, Role
 from service.db import Database
 from service.embedded import Stack
 from service.exchange import Exchange, Operation
-from service.quota.leases import Full, Lease, Leases
 from service.quota.limits import Quota
 from service.quota.rates import Rates
+from service.quota.socket_leases import Full, Lease, Leases
 from service.settings import Settings
 from service.stream.commands import COMMANDS, LOCAL
 from tests.neighbours import Caller, Neighbourhood, open_neighbourhood

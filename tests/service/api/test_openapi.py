@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from service.api.answers import (
     Created,
+    Index,
     Problem,
     RunPage,
     RunView,
@@ -22,8 +24,17 @@ from service.api.answers import (
     ToolView,
     WorkspaceView,
 )
+from service.auth import Role
+from service.events import EventType
+from service.joins import FailurePolicy, GroupState, JoinPolicy
+from service.quota import usage
 from service.quota.history import RevisionPage, RevisionView
+from service.quota.limits import Limit
+from service.quota.revisions import Change, State
 from service.quota.usage import WorkspaceQuotas
+from service.runs import RunStatus, StepKind
+from service.toolcalls import Risk, ToolCallStatus
+from service.workspaces import QuotaClass
 
 
 def strictly(body: bytes, kind: type[msgspec.Struct]) -> None:
@@ -97,3 +108,102 @@ async def test_the_page_shows_every_path_and_asks_nothing_of_another_host(url: s
     for described in document["paths"]:
         assert f"<code>{described}</code>" in answer.text
     assert not re.search(r"https?://|<script|src=", answer.text)
+
+
+ENUMERATIONS: dict[tuple[str, ...], type[enum.Enum]] = {
+    ("RunView", "status"): RunStatus,
+    ("RunView", "paused_from"): RunStatus,
+    ("ChildView", "status"): RunStatus,
+    ("Created", "status"): RunStatus,
+    ("Spawned", "status"): RunStatus,
+    ("Holder", "status"): RunStatus,
+    ("StepView", "kind"): StepKind,
+    ("EventView", "event_type"): EventType,
+    ("GroupView", "join_policy"): JoinPolicy,
+    ("GroupView", "failure_policy"): FailurePolicy,
+    ("GroupView", "state"): GroupState,
+    ("SpawnOptions", "join_policy"): JoinPolicy,
+    ("SpawnOptions", "failure_policy"): FailurePolicy,
+    ("ToolCallView", "status"): ToolCallStatus,
+    ("ToolCallView", "risk"): Risk,
+    ("ToolView", "risk"): Risk,
+    ("ToolBody", "risk"): Risk,
+    ("WorkspaceBody", "quota_class"): QuotaClass,
+    ("WorkspacePatch", "quota_class"): QuotaClass,
+    ("WorkspaceView", "quota_class"): QuotaClass,
+    ("WorkspaceQuotas", "quota_class"): QuotaClass,
+    ("LimitUse", "limit"): Limit,
+    ("LimitUse", "kind"): usage.Kind,
+    ("LimitUse", "per"): usage.Per,
+    ("ShadowCount", "limit"): Limit,
+    ("RevisionView", "state"): State,
+    ("Happened", "from_state"): State,
+    ("Happened", "to_state"): State,
+    ("Happened", "change"): Change,
+    ("TokenBody", "role"): Role,
+    ("TokenView", "role"): Role,
+    ("/api/runs/", "status"): RunStatus,
+    ("/api/toolcalls/", "status"): ToolCallStatus,
+}
+"""Which enumeration stands behind a field of a schema, or behind a parameter of a path."""
+
+FREE = {("Holder", "kind"), ("Problem", "status")}
+"""Fields that are called like an enumeration and are none."""
+
+CALLED_LIKE_ONE = {
+    "status", "state", "kind", "risk", "role", "quota_class", "event_type", "join_policy", "failure_policy",
+    "limit", "per", "change", "from_state", "to_state", "paused_from",
+}  # fmt: skip
+
+
+def values_of(schema: dict[str, Any], document: dict[str, Any]) -> set[str] | None:
+    """Return what a schema enumerates, null apart."""
+    if "$ref" in schema:
+        return values_of(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
+    found = [each for each in (values_of(one, document) for one in schema.get("anyOf", ())) if each is not None]
+    return set(schema["enum"]) if "enum" in schema else found[0] if found else None
+
+
+async def test_what_has_few_values_names_them_and_they_are_the_ones_of_its_type(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        document = (await client.get("/openapi.json")).json()
+    told = {
+        (name, field): values_of(schema, document)
+        for name, described in document["components"]["schemas"].items()
+        for field, schema in described.get("properties", {}).items()
+        if field in CALLED_LIKE_ONE and (name, field) not in FREE
+    } | {
+        (path, parameter["name"]): values_of(parameter["schema"], document)
+        for path, methods in document["paths"].items()
+        for parameter in methods.get("get", {"parameters": []})["parameters"]
+        if parameter["name"] == "status"
+    }
+    assert told.pop(("Health", "status")) == {"ok", "degraded"}
+    assert told == {
+        place: {each.name if issubclass(kind, enum.IntEnum) else each.value for each in kind}
+        for place, kind in ENUMERATIONS.items()
+    }
+
+
+async def test_whoever_opens_the_printed_url_is_told_what_answers_there_and_every_path_that_is_named_does(
+    url: str,
+) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.get("/")
+        told = answer.json()
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+        strictly(answer.content, Index)
+        document = (await client.get(told["openapi"])).json()
+        assert told == {
+            "service": "plimsoll",
+            "version": document["info"]["version"],
+            "docs": "/docs",
+            "openapi": "/openapi.json",
+            "livez": "/livez",
+            "readyz": "/readyz",
+            "metrics": "/metrics",
+        }
+        statuses = {path: (await client.get(path)).status_code for path in told.values() if path.startswith("/")}
+        assert statuses == dict.fromkeys(statuses, 200)
+        assert (await client.post("/")).headers["allow"] == "GET, HEAD"
+        assert (await client.head("/")).content == b""

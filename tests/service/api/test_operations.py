@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from service.announce import connect_redis
 from service.api.operations import Operations
 from service.db import Database
 from service.exchange import Exchange
+from service.guarded import connect_redis
 
 FROM_THE_DATABASE = ("plimsoll_queue_depth ", "plimsoll_oldest_due_tick_seconds ", "plimsoll_quota_revision{")
 SCOPE: Any = {"type": "http", "method": "GET", "path": "/metrics", "headers": [], "query_string": b""}

@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.db import Database
 from service.doorbell import Doorbell
+from service.guarded import connect_redis
 from service.tallies import Tallies
 from service.tick import Ticker
 from service.toolcalls import create_definition

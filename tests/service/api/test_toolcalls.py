@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.api.answers import ToolCallView
 from service.db import Database
 from service.doorbell import Doorbell
+from service.guarded import connect_redis
 from service.settings import Settings
 from service.tallies import Tallies
 from service.tick import Ticker

@@ -138,6 +138,8 @@ OTHER = str(uuid.UUID(int=9))
         (put(None, "run", "ended_at"), "run: Expected `datetime`, got `null`"),
         (put(OTHER, "workspace", "workspace_id"), "workspace: is not the one that the run refers to"),
         (put(OTHER, "agent", "agent_id"), "agent: is not the one that the run refers to"),
+        (put(OTHER, "agent", "workspace_id"), "agent: is of another workspace than the run"),
+        (put(OTHER, "tool_calls", 0, "workspace_id"), "tool_calls: is of another workspace than the run"),
         (put(OTHER, "events", 0, "run_id"), "events: holds a row of another run"),
         (put(OTHER, "subrun_groups", 0, "run_id"), "subrun_groups: holds a row of another run"),
         (put(OTHER, "tool_calls", 0, "run_id"), "tool_calls: holds a row of another run"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 import uuid
@@ -194,6 +195,45 @@ async def test_a_bundle_that_the_database_refuses_changes_nothing(
     rows = await every_row(Tenant(empty, tenant.announcer, tenant.workspace_id, tenant.agent_id))
     await empty.close()
     assert {table: len(its) for table, its in rows.items()} == dict.fromkeys(rows, 0)
+
+
+@pytest.mark.parametrize(
+    ("kin", "sentence"),
+    [
+        ("agent", "its agent is another's"),
+        ("parent", "its parent is another's"),
+        ("recorded bundle", "its recorded bundle is another's"),
+    ],
+)
+async def test_a_run_comes_back_into_the_workspace_of_all_its_kin_or_not_at_all(
+    tenant: Tenant, folder: Folder, finish_runs: FinishRuns, tmp_path: Path, kin: str, sentence: str
+) -> None:
+    (run_id,) = await finish_runs()
+    (made,) = await archive(tenant, folder, purge_older_than_s=0.0)
+    (ours,) = await finish_runs()  # a run of the tenant whose agent and parent are laid hands on
+    theirs, stranger = str(uuid.uuid4()), str(uuid.uuid4())
+
+    def move(document: dict[str, Any]) -> None:
+        document["workspace"].update(workspace_id=theirs, name="theirs")
+        for row in (document["run"], document["agent"]):
+            row["workspace_id"] = theirs
+        if kin != "agent":
+            document["run"]["agent_id"] = document["agent"]["agent_id"] = stranger
+        if kin == "parent":
+            document["run"]["parent_run_id"] = str(ours)
+        if kin != "recorded bundle":  # nothing is known of the run
+            document["archive"]["archive_id"] = stranger
+
+    file = rewritten(folder.root / made.path, tmp_path / "moved.zip", move)
+    if kin == "recorded bundle":
+        await tenant.write("UPDATE run_archives SET sha256 = :s", s=hashlib.sha256(file.read_bytes()).hexdigest())
+    else:
+        await tenant.write("DELETE FROM run_archives WHERE run_id = :r", r=run_id)
+    before = await every_row(tenant)
+    with pytest.raises(Damaged, match=f"is said to be of workspace {theirs}, and {sentence}"):
+        await rehydrate(tenant.database, folder, file)
+    assert await every_row(tenant) == before
+    assert await tenant.rows("SELECT 1 FROM workspaces WHERE workspace_id = CAST(:w AS uuid)", w=theirs) == []
 
 
 async def test_a_bundle_that_is_not_the_recorded_one_is_refused(

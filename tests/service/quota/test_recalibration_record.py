@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import text
 from structlog.typing import EventDict
 
-from service.announce import connect_redis
 from service.db import Database
 from service.errors import IllegalState, QuotaExceeded
+from service.guarded import connect_redis
 from service.quota import revisions
 from service.quota.gate import Gate
 from service.quota.inforce import Quotas

@@ -12,18 +12,19 @@ import msgspec
 import pytest
 import redis.asyncio
 
-from service.announce import Announcer, connect_redis
+from service.announce import Announcer
 from service.commits import Commits, Create, Spawn
 from service.db import Database
 from service.doorbell import Doorbell
 from service.errors import QuotaExceeded
+from service.guarded import connect_redis
 from service.quota.gate import Gate
 from service.quota.keeper import Keeper
-from service.quota.leases import Lease, Leases
 from service.quota.limits import DEFAULT, LIFTED, Limit, Quota, Rate
 from service.quota.rates import Rates
 from service.quota.revisions import propose, shadow
 from service.quota.shadow import Observation, ShadowTally, revision_figures, shadow_counts
+from service.quota.socket_leases import Lease, Leases
 from service.workspaces import create_agent, create_workspace
 from tests.quotatables import BY, file_of
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.typing import EventDict
 
-from service.announce import connect_redis
 from service.embedded import Stack
+from service.guarded import connect_redis
 from service.quota import ticks
 from service.quota.limits import MOST, Limit, Rate
 from service.quota.rates import bucket

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from service.announce import connect_redis
 from service.auth import issue_token
 from service.errors import QuotaExceeded
-from service.quota.leases import Lease, Leases, keys
+from service.guarded import connect_redis
 from service.quota.limits import DEFAULT, Limit, Quota, Rate
 from service.quota.rates import Rates, bucket
+from service.quota.socket_leases import Lease, Leases, keys
 from service.quota.usage import LimitUse, Usage
 from service.tick import Ticker
 from tests.tenants import Tenant, drain

@@ -8,8 +8,8 @@ from pathlib import Path
 from prometheus_client import Counter, Gauge
 
 from service import telemetry
-from service.quota.leases import LEASE_S, RENEW_EVERY_S
 from service.quota.limits import DEFAULT
+from service.quota.socket_leases import LEASE_S, RENEW_EVERY_S
 from service.stream.admission import Code
 from service.stream.commands import COMMANDS, LOCAL
 from service.stream.frames import APPROVALS, Topic

@@ -13,8 +13,8 @@ from redis.exceptions import RedisError
 
 from service.errors import QuotaExceeded, Unavailable
 from service.quota.keeper import Keeper
-from service.quota.leases import Full, Lease, Leases, keys
 from service.quota.limits import DEFAULT, LIFTED, Limit, Quota
+from service.quota.socket_leases import Full, Lease, Leases, keys
 
 QUOTA = replace(DEFAULT, websockets=3, websockets_per_user=2)
 

@@ -2,7 +2,7 @@
 
 A place is a member of a sorted set, scored by the instant at which it lapses. Its holder renews it every
 `RENEW_EVERY_S`; one that was killed renews nothing, and its place is free `LEASE_S` later. The arithmetic is in
-leases.lua: one script looks at all pools and takes a place in each, or in none. `keeper` does it for a process.
+socket_leases.lua: one script looks at all pools and takes a place in each, or in none. `keeper` does it for a process.
 
 Without Redis nobody can count, so a new place is refused (fail closed). Those who hold one keep it: while Redis is away
 nobody else can get one either. When Redis comes back empty every holder takes its places again at its next renewal, and
@@ -61,7 +61,7 @@ class Leases:
     def __init__(self, client: redis.asyncio.Redis, lease_s: float = LEASE_S) -> None:
         self._client = client
         self._lease_ms = int(lease_s * 1000)
-        self._script = (Path(__file__).parent / "leases.lua").read_text()
+        self._script = (Path(__file__).parent / "socket_leases.lua").read_text()
         self._digest = hashlib.sha1(self._script.encode(), usedforsecurity=False).hexdigest()
         # A thousand sockets that open or end at once are a few round trips, and need no thousand connections.
         self._takes: Grouping[Asked, Full | None] = Grouping(self.renew, lanes=2)
