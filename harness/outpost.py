@@ -180,7 +180,8 @@ class Outpost:
     async def _write(self, *, last: bool) -> None:
         async with self._writing:  # a thread at a time
             batch = self._buffer.take()
-            self._fresh += await asyncio.to_thread(self._parts.write, batch, self._storage, last=last)
+            parts = await asyncio.to_thread(self._parts.write, batch, self._storage, last=last)
+            self._fresh += parts  # not before: what was fresh when the writing began may have been told meanwhile
 
     def _end_with(self, fault: str) -> None:
         self._fault = fault

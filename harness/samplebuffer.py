@@ -134,10 +134,13 @@ class SampleBuffer:
         return batch
 
     def take(self) -> Batch:
-        """Return what was appended since the last call and start afresh."""
-        chunks = [*self._chunks, (self._chunk, self._used)] if self._used else self._chunks
-        batch = Batch(chunks, list(self._errors))
-        if chunks:
+        """Return what was appended since the last call and start afresh.
+
+        The batch is the caller's alone, an empty one too: a thread may look into it while rows are added here.
+        """
+        used = [(self._chunk, self._used)] if self._used else []
+        batch = Batch([*self._chunks, *used], list(self._errors))
+        if batch.chunks:
             self._start_batch()
         return batch
 

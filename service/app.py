@@ -171,8 +171,8 @@ def create_app(settings: Settings, timing: Timing = USUAL) -> Starlette:
     async def life(_: Starlette) -> AsyncIterator[None]:
         configure_logging(settings.log_level)
         await _warm(database, rates, views)
-        calm_collector()
         async with AsyncExitStack() as ends:  # each is reached, whatever the ones before raised; the last comes first
+            ends.enter_context(calm_collector())
             for end in (
                 database.close, views.close, client.aclose, following.close, hub.close, tally.close, keeper.close,
                 requests.close, gate.drain, commits.drain,

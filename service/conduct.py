@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
+from collections.abc import Iterator
 
 
 def heeds_hangup() -> bool:
@@ -11,11 +13,19 @@ def heeds_hangup() -> bool:
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
-def calm_collector() -> None:
-    """Have the garbage collector look seldom, and never at what start-up made, which lives as long as the process.
+@contextlib.contextmanager
+def calm_collector() -> Iterator[None]:
+    """Have the garbage collector look seldom, and never at what start-up made, which lives as long as the service.
 
-    Its default settings cost tail latency and find nothing: what a request or a batch makes has no cycles.
+    Its default settings cost tail latency and find nothing: what a request or a batch makes has no cycles. All is as
+    before afterwards: the interpreter's end frees what is not frozen, and C extensions complain of the rest.
     """
+    thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()

@@ -83,8 +83,7 @@ ROUND_DRAIN_S = 1.0
 def run(settings: Settings) -> int:
     """Work until told to stop; returns the process's exit code."""
     configure_logging(settings.log_level)
-    calm_collector()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with calm_collector(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_work(settings))
     return 0
 

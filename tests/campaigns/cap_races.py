@@ -9,7 +9,6 @@ wrong.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 import tempfile
@@ -45,6 +44,7 @@ from tests.campaigns.cap_audit import (
 from tests.campaigns.cap_racers import SHORT_LEASE_S, Field, Round, Start, Told
 from tests.campaigns.cap_races_report import Result, page, sentence
 from tests.campaigns.cap_slots import measure_slots
+from tests.campaigns.flags import Flags
 from tests.tenants import FAULTS
 
 PAGE = Path("docs/evidence/cap-races.md")
@@ -330,7 +330,7 @@ def run(results: Path, attempts: int, processes: int) -> list[Result]:
 
 def main() -> int:
     """Run the campaign, write the page, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.cap_races", description=__doc__)
+    parser = Flags("cap_races", __doc__)
     parser.add_argument("--attempts", type=int, default=ATTEMPTS, help="attempts on each cap")
     parser.add_argument("--processes", type=int, default=PROCESSES, help="processes that race")
     parser.add_argument(

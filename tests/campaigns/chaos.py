@@ -8,7 +8,6 @@ time, and whatever was started is ended, also by Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import shutil
@@ -31,6 +30,7 @@ from tests.campaigns.chaos_load import ANSWER_PATIENCE_S, Tenant, Users, make_pl
 from tests.campaigns.chaos_report import Measured, Struck, page
 from tests.campaigns.chaos_world import Eye, World
 from tests.campaigns.faultproxy import Fault
+from tests.campaigns.flags import Flags
 
 PAGE = Path("docs/evidence/chaos.md")
 LOG = Path("data/logs/chaos-service.log")
@@ -320,7 +320,7 @@ def run_campaign(runs: int, kills: int, seed: int, keep: Path | None = None) -> 
 
 def main() -> int:
     """Run the campaign, write the page, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.chaos", description=__doc__)
+    parser = Flags("chaos", __doc__)
     parser.add_argument("--runs", type=int, default=2000, help="runs that users create (their subruns come on top)")
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs; other faults come on top")
     parser.add_argument("--seed", type=int, default=1, help="decides plans, faults and their order")

@@ -7,7 +7,6 @@ must not be flagged. Writes docs/evidence/generator-lies.md.
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import signal
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from harness.evaluation import find_faults_in
 from tests.campaigns.evidence import write_page
+from tests.campaigns.flags import Flags
 from tests.campaigns.openly import Interference, constant, measured, plan, served
 
 PAGE = Path("docs/evidence/generator-lies.md")
@@ -162,7 +162,7 @@ def page(tried: list[Tried]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Flags("generator_lies", __doc__)
     parser.add_argument("--faults", type=int, default=50, help="runs of each fault (default: %(default)s)")
     parser.add_argument("--clean", type=int, default=100, help="clean runs (default: %(default)s)")
     asked = parser.parse_args()

@@ -7,7 +7,6 @@ Writes docs/evidence/generator-schedule.md.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import numpy as np
 from harness.evaluation import find_faults_in
 from harness.sampleset import read_sample_set
 from tests.campaigns.evidence import write_page
+from tests.campaigns.flags import Flags
 from tests.campaigns.openly import constant, measured, plan, served
 
 PAGE = Path("docs/evidence/generator-schedule.md")
@@ -79,7 +79,7 @@ def _nearest(stamps: np.ndarray, due: np.ndarray) -> np.ndarray:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Flags("generator_schedule", __doc__)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each run (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each rate (default: %(default)s)")
     parser.add_argument("--drift-seconds", type=float, default=60.0, help="of the run for drift (default: %(default)s)")

@@ -7,7 +7,6 @@ bytes per row; memory while rows come; rows that SIGKILL costs. Writes docs/evid
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import shutil
@@ -28,6 +27,7 @@ from harness.sample import Endpoint, Mode, Outcome
 from harness.samplebuffer import Batch, SampleBuffer
 from harness.sampleset import newest_sample_set, read_sample_set
 from tests.campaigns.evidence import write_page
+from tests.campaigns.flags import Flags
 from tests.campaigns.generator_stall import LOCUST
 from tests.campaigns.openly import PATH, constant, measured, plan, served
 
@@ -148,6 +148,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from tests.campaigns.openly import constant, measured, plan
+from tests.campaigns.flags import Flags
 measured(plan(sys.argv[1], constant(500.0, 60.0)), sys.argv[1], Path(sys.argv[2]))
 """
 
@@ -160,7 +161,7 @@ def bytes_per_row(url: str, folder: Path, seconds: float) -> tuple[int, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Flags("generator_speed", __doc__)
     parser.add_argument("--repeats", type=int, default=3, help="rounds of speed (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each run (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=10_000_000, help="for memory (default: %(default)s)")

@@ -7,7 +7,6 @@ hey and Locust, each on the same target in the same round. Writes docs/evidence/
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import os
@@ -28,6 +27,7 @@ import numpy as np
 from harness.evaluation import find_faults_in
 from harness.sampleset import read_sample_set
 from tests.campaigns.evidence import write_page
+from tests.campaigns.flags import Flags
 from tests.campaigns.openly import PATH, constant, measured, plan, served
 
 PAGE = Path("docs/evidence/generator-stall.md")
@@ -175,7 +175,7 @@ TOOLS: dict[str, tuple[Callable[[str, int, Path], Told], str]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Flags("generator_stall", __doc__)
     parser.add_argument("--repeats", type=int, default=20, help="rounds of ours (default: %(default)s)")
     parser.add_argument("--peers", type=int, default=5, help="of them with the other tools (default: %(default)s)")
     asked = parser.parse_args()

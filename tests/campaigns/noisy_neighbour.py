@@ -10,7 +10,6 @@ that alone: `noisy_neighbour_report` judges.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import datetime as dt
 import itertools
@@ -35,6 +34,7 @@ from service.quota.limits import DEFAULT, Limit
 from service.quota.overrides import clear_override, set_override
 from service.settings import settings_for
 from service.workspaces import create_agent, create_workspace
+from tests.campaigns.flags import Flags
 from tests.campaigns.noisy_neighbour_report import Kind, Measured, Window, page
 from tests.campaigns.servers import running
 
@@ -256,7 +256,7 @@ def run(folder: Path, repeats: int, window_s: float) -> Measured:
 
 def main() -> int:
     """Run the campaign, write the page, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.noisy_neighbour", description=__doc__)
+    parser = Flags("noisy_neighbour", __doc__)
     parser.add_argument("--seconds", type=float, default=WINDOW_S, help="how long each window is, seconds")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="how often each kind of window comes")
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write what was found")

@@ -8,7 +8,6 @@ told. Exit code 1 when anything was not kept, or not shown. Nothing is asserted 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from service.embedded import Stack
 from service.quota.limits import DEFAULT, Limit
 from service.settings import settings_for
 from service.workspaces import create_agent, create_workspace
+from tests.campaigns.flags import Flags
 from tests.campaigns.quota_audit import Behaviour, Cell, Told
 from tests.campaigns.quota_clients import Member, Plan
 from tests.campaigns.quota_rates_report import Measured, page
@@ -168,7 +168,7 @@ def cells_of(monitor: Path, places: Sequence[Place], shapes: Sequence[Shape], to
 
 def main() -> int:
     """Run the campaign on a stack of its own, write the page, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.quota_rates", description=__doc__)
+    parser = Flags("quota_rates", __doc__)
     parser.add_argument("--seconds", type=float, default=DURATION_S, help="how long each cell lasts, seconds")
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write what was found")
     arguments = parser.parse_args()

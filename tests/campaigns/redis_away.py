@@ -8,7 +8,6 @@ docs/decisions/0005-redis-away.md was not kept: `redis_away_report` judges. Noth
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import os
@@ -33,6 +32,7 @@ from service.embedded import Stack
 from service.quota.limits import DEFAULT, Limit
 from service.settings import settings_for
 from service.workspaces import create_agent, create_workspace
+from tests.campaigns.flags import Flags
 from tests.campaigns.quota_clients import Refusal
 from tests.campaigns.redis_away_report import Measured, Phase, Request, page
 from tests.campaigns.servers import figure, running
@@ -228,7 +228,7 @@ def run(folder: Path, outage_s: float, calm_s: float) -> Measured:
 
 def main() -> int:
     """Run the campaign, write the page, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.campaigns.redis_away", description=__doc__)
+    parser = Flags("redis_away", __doc__)
     parser.add_argument("--seconds", type=float, default=OUTAGE_S, help="how long Redis is away, each time, seconds")
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write what was found")
     arguments = parser.parse_args()

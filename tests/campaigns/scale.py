@@ -7,7 +7,6 @@ slow), compares them, and writes down the time and the largest resident memory o
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 
 from harness.sample import Endpoint, Mode, Outcome, Sample, arrow_schema
 from tests.campaigns.evidence import write_page
+from tests.campaigns.flags import Flags
 from tests.harness.synthetic import ORIGIN_NS, WALL_NS, Plan, hashes, write_sample_set
 
 PAGE = Path("docs/evidence/scale.md")
@@ -224,7 +224,7 @@ def compare(rows: int, memory_mb: int) -> tuple[list[str], bool]:
 
 def main() -> int:
     """Measure and write the page; 1 when engines disagree or ours takes more than a gigabyte."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Flags("scale", __doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000_000])
     parser.add_argument("--memory-mb", type=int, default=512)
     given = parser.parse_args()

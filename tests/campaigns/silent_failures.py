@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.campaigns.flags import Flags
 from tests.harness.silent_faults import FAULTS, PAPERMILL, SAMPLES, Ended, Fault, inflict
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence" / "silent-failures.md"
@@ -43,6 +44,7 @@ def line_of(fault: Fault, ended: Ended, root: str) -> str:
 
 def main() -> int:
     """Inject, print and write; return how many were silent, at most 1."""
+    Flags("silent_failures", __doc__).parse_args()
     rows: dict[str, str] = {}
     silent = 0
     with tempfile.TemporaryDirectory(prefix="plimsoll-faults-") as root:

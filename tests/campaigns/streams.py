@@ -26,6 +26,7 @@ from service.embedded import Stack
 from service.serve import address_of, listen
 from service.settings import child_environment, settings_for
 from service.workspaces import create_agent, create_workspace
+from tests.campaigns.flags import Flags
 from tests.campaigns.stream_clients import DICE, Follower, Stalled, Watcher
 from tests.campaigns.streams_report import Measured, Phase, page
 from tests.sockets import Writer, open_writer
@@ -216,6 +217,9 @@ def service(environment: dict[str, str]) -> Iterator[str]:
 
 def main() -> int:
     """Run the campaign on a stack of its own, write the page, and return the exit code."""
+    parser = Flags("streams", __doc__)
+    parser.add_argument("--page", type=Path, default=PAGE, help="where to write what was found")
+    to: Path = parser.parse_args().page
     with tempfile.TemporaryDirectory(prefix="plimsoll-streams-") as name:
         folder = Path(name)
         folder.chmod(0o711)  # PostgreSQL's user passes through it when this runs as root
@@ -224,8 +228,8 @@ def main() -> int:
             settings = settings_for(stack.database_url, stack.redis_url)
             with service(child_environment(settings)) as url:
                 measured = asyncio.run(measure(url, stack))
-    PAGE.write_text(page(measured), encoding="utf-8")
-    tell(f"{PAGE}: {'; '.join(measured.verdicts())}")
+    to.write_text(page(measured), encoding="utf-8")
+    tell(f"{to}: {'; '.join(measured.verdicts())}")
     return 0 if measured.passed else 1
 
 

@@ -31,15 +31,12 @@ Running = RunningModel[LimitedService]
 
 
 @pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("PLIMSOLL_URL", "PLIMSOLL_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PLIMSOLL_DATA", str(tmp_path / "data"))
+def data(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(trials, "REST_POLL_S", 0.001)
     # A smaller search: here all trials of a level are alike, and no latency is near a target.
     monkeypatch.setattr(bursts, "REQUESTS_MIN", 80)
     monkeypatch.setattr(lateness, "LATE_MS", {True: 1e9, False: 1e9})  # however busy the machine is
-    return tmp_path / "data"
+    return data
 
 
 @pytest.fixture

@@ -31,10 +31,7 @@ Running = RunningModel[LimitedService]
 
 
 @pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("PLIMSOLL_URL", "PLIMSOLL_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PLIMSOLL_DATA", str(tmp_path / "data"))
+def data(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # A small search in which nothing depends on how busy this machine is: only refusals count.
     monkeypatch.setattr(trials, "REST_POLL_S", 0.001)
     monkeypatch.setattr(windows, "SETTLE_S", 0.0)
@@ -45,7 +42,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(rules, "LATE_MS", 1e9)
     monkeypatch.setattr(rules, "LOOK_LATE_SHARE", 10.0)
     monkeypatch.setattr(capacity, "RateRequirement", functools.partial(RateRequirement, growth_share=100.0))
-    return tmp_path / "data"
+    return data
 
 
 @pytest.fixture

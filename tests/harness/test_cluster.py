@@ -33,24 +33,19 @@ def cluster() -> Iterator[DaskCluster]:
 
 
 @pytest.fixture
-def running() -> Iterator[RunningModel[ModelService]]:
-    served = RunningModel(ModelService())
-    served.start()
-    yield served
-    served.stop()
+def running(running: RunningModel[ModelService]) -> RunningModel[ModelService]:
+    running.model.polls_to_end = 2
+    return running
 
 
 @pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folders of the test's own, and patience with a machine that is busy."""
-    for name in ("PLIMSOLL_URL", "PLIMSOLL_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PLIMSOLL_DATA", str(tmp_path / "data"))
+def data(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Patience with a machine that is busy."""
     monkeypatch.setattr("harness.analysis.lateness.LATE_SHARE", {True: 1.0, False: 1.0})
     monkeypatch.setattr("harness.analysis.lateness.OFTEN_LATE_SHARE", 1.0)
     monkeypatch.setattr("harness.analysis.lateness.STALL_MS", 60_000.0)
     monkeypatch.setattr("harness.analysis.lateness.STARVED_PERCENT", 1_000.0)
-    return tmp_path / "data"
+    return data
 
 
 def words(running: RunningModel[ModelService], dask: str, schedule: Schedule = SOON) -> tuple[str, ...]:

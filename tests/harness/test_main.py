@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,26 +18,11 @@ from harness.sampleset import newest_sample_set, read_sample_set
 from tests.harness.fake_service import ModelService, RunningModel, http
 from tests.harness.synthetic import Plan, write_sample_set
 
+pytestmark = pytest.mark.usefixtures("data")
+
 ROOT = Path(__file__).parents[2]
 
 SECONDS = "give seconds from 0 to 86400 (see --help)"
-
-
-@pytest.fixture
-def running() -> Iterator[RunningModel[ModelService]]:
-    served = RunningModel(ModelService(polls_to_end=1))
-    served.start()
-    yield served
-    served.stop()
-
-
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An environment of the test's own."""
-    for name in ("PLIMSOLL_URL", "PLIMSOLL_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PLIMSOLL_DATA", str(tmp_path / "data"))
-    return tmp_path / "data"
 
 
 def exit_code(*words: str) -> int:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,24 +16,9 @@ from harness.recorder import Collected, Recorder
 from harness.sampleset import newest_sample_set, read_sample_set
 from tests.harness.fake_service import ModelService, RunningModel, http
 
+pytestmark = pytest.mark.usefixtures("data")
+
 OPEN = ("run", "--arrivals", "constant", "--poll-interval", "0.01")
-
-
-@pytest.fixture
-def running() -> Iterator[RunningModel[ModelService]]:
-    served = RunningModel(ModelService(polls_to_end=1))
-    served.start()
-    yield served
-    served.stop()
-
-
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An environment of the test's own."""
-    for name in ("PLIMSOLL_URL", "PLIMSOLL_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PLIMSOLL_DATA", str(tmp_path / "data"))
-    return tmp_path / "data"
 
 
 def words(running: RunningModel[ModelService], rate: str = "50", duration: str = "0.5") -> tuple[str, ...]:

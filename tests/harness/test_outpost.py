@@ -1,17 +1,24 @@
 """What stands on a far worker, without the cluster around it: stamps moved between clocks, and nobody who asks."""
 
 import asyncio
+import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from harness.arrivals import Arrivals, Schedule
 from harness.client import Client
 from harness.outpost import Arrived, Order, Outpost, Word
-from harness.sample import Mode
-from harness.sender import Job
+from harness.sample import Endpoint, Mode, Outcome
+from harness.samplebuffer import NAN, Batch, SampleBuffer
+from harness.selfwatch import Strain
+from harness.sender import Job, Report
+from harness.storage import Storage
 from harness.tablefiles import Part
 from tests.harness.fake_service import always, http, serving
 
@@ -43,8 +50,6 @@ async def told(outpost: Outpost) -> tuple[list[Part], int]:
 
 
 async def test_rows_are_stamped_by_the_clock_of_who_ordered_them(tmp_path_factory: pytest.TempPathFactory) -> None:
-    import pyarrow.parquet as pq
-
     folder = tmp_path_factory.mktemp("home")
     async with serving(always(http(200, {}))) as url:
         outpost = Outpost()
@@ -88,3 +93,79 @@ async def test_a_target_that_cannot_be_reached_is_told_and_no_process_is_left() 
     arrived = msgspec.msgpack.decode(await outpost.prepare(await order("http://127.0.0.1:1")), type=Arrived)
     assert (arrived.fault, arrived.unreachable) == ("Connection refused", True)
     assert set(psutil.Process().children()) <= others
+
+
+def report_of(*runs: int, last: bool = False) -> Report:
+    """A report with a row for each run."""
+    rows = SampleBuffer()
+    for run in runs:
+        rows.append(
+            run, 0, Endpoint.CREATE, NAN, 0, 1, 1, 2, 3, 4, 200, Outcome.OK, None, (NAN, NAN, NAN, NAN), 5, 6,
+        )  # fmt: skip
+    drained = rows.drain()
+    chunks = [(bytes(chunk), used) for chunk, used in drained.chunks]
+    strain = Strain(None, None, None, 0.0)
+    return Report(chunks=chunks, errors=[], runs=[], live=[], planned=2, begun=2, strain=strain, last=last)
+
+
+class Sending:
+    """In place of a sending process: it reports what it was given, each when it is let go."""
+
+    def __init__(self, _: Job) -> None:
+        self._reports = [report_of(1), report_of(2), report_of(last=True)]
+        self._free = asyncio.Semaphore(0)
+
+    def let_go(self) -> None:
+        self._free.release()
+
+    async def opened(self) -> None:
+        return None
+
+    async def go(self, _: int) -> None:
+        return None
+
+    async def report(self) -> Report:
+        await self._free.acquire()
+        return self._reports.pop(0)
+
+    async def end(self) -> None:
+        return None
+
+
+async def test_rows_that_come_while_a_file_is_written_are_written_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first row comes while none is being written, the second while the first is; then nobody asks for a while."""
+    monkeypatch.setattr("harness.outpost.SenderProcess", Sending)
+    monkeypatch.setattr("harness.outpost.FLUSH_INTERVAL_S", 0.0)
+    outpost = Outpost()
+    await outpost.prepare(await order("http://127.0.0.1:1"))
+    sending, loop = outpost._process, asyncio.get_running_loop()
+    assert isinstance(sending, Sending)
+    write: Callable[..., list[Part]] = outpost._parts.write
+    absorb = outpost._buffer.absorb
+    come = threading.Semaphore(0)
+    begun = 0
+
+    def slow_write(batch: Batch, storage: Storage | None, *, last: bool) -> list[Part]:
+        nonlocal begun
+        begun += 1
+        loop.call_soon_threadsafe(sending.let_go)
+        if begun <= 2:
+            come.acquire()
+        return write(batch, storage, last=last)
+
+    def heard_absorb(batch: Batch) -> None:
+        absorb(batch)
+        come.release()
+
+    monkeypatch.setattr(outpost._parts, "write", slow_write)
+    monkeypatch.setattr(outpost._buffer, "absorb", heard_absorb)
+    await outpost.go(0, 0)
+    await outpost._tasks[1]  # it takes the reports, to the last
+    parts, _ = await told(outpost)
+    await outpost.end()
+    assert [(part.rows, part.closed) for part in parts] == [(1, False), (2, False), (2, True)]
+    assert parts[-1].content is not None
+    (tmp_path / "samples.parquet").write_bytes(parts[-1].content)
+    assert pq.read_table(tmp_path / "samples.parquet")["run_key"].to_pylist() == ["1", "2"]

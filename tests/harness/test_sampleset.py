@@ -198,6 +198,17 @@ def test_more_rows_than_one_chunk_of_the_buffer_keep_their_order_and_their_error
     assert samples.rows == 10_000
 
 
+def test_rows_that_come_while_an_empty_collection_is_written_are_written_once(tmp_path: Path) -> None:
+    recorder, other = Recorder(tmp_path, Mode.OPEN, "request", {}), SampleBuffer()
+    recorder.plan(1)
+    collected = recorder.collect()  # written by a thread, which may begin late
+    append_ok(other, 1)
+    recorder.samples.absorb(other.drain())
+    recorder.write(collected)
+    assert recorder.finish(complete=True).complete
+    assert read_sample_set(recorder.path).samples["run_key"].to_pylist() == ["1"]
+
+
 def truncate(path: Path) -> None:
     file = path / "samples-00001.parquet"
     file.write_bytes(file.read_bytes()[:-20])
