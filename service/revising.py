@@ -31,6 +31,7 @@ from service.quota.limits import RATES, Limit
 from service.quota.tables import LARGEST_BYTES, RateValue, RevisionFile, parse, tables_by_class, write
 from service.quota.usage import MOST_HOLDERS, Holder, LimitUse, Usage, WorkspaceQuotas
 from service.settings import Settings
+from service.telemetry import configure_logging
 
 
 class ActivationRefused(PlimsollError):
@@ -141,6 +142,7 @@ def override(
 
 def explain(settings: Settings, workspace_id: uuid.UUID, *, as_json: bool) -> str:
     """Return what a workspace uses of each limit, who holds its caps, and when a retry succeeds."""
+    configure_logging("error")  # a Redis that is away is part of the answer
 
     async def work() -> WorkspaceQuotas:
         database, client = Database(settings.database_url, pool_size=1), connect_redis(settings.redis_url)

@@ -210,6 +210,16 @@ def test_an_override_is_set_explained_and_taken_back(quotas: Command) -> None:
     assert [each["limit"] for each in use["limits"] if each["overridden"]] == []
 
 
+def test_without_redis_the_answer_alone_is_printed_and_says_what_nobody_knows(
+    quotas: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace_id = json.loads(quotas("workspace", "create", "acme", "--json")[1])["workspace_id"]
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    code, out, err = quotas("quotas", "explain", workspace_id, "--json")
+    told = {each["limit"]: each["retry_when"] for each in json.loads(out)["limits"]}
+    assert (code, err, told["tick"]) == (0, "", "while Redis does not answer nobody knows")
+
+
 def test_the_holders_of_a_cap_are_a_table_with_the_fields_that_say_something(
     quotas: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

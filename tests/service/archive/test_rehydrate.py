@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
 
 from service.archive import Damaged, Folder, Made, Plan, Round, rehydrate
 from service.archive.bundle import pack, unpack
 from service.db import Database
 from service.errors import IllegalState, NotFound
 from service.events import EventType
+from service.families import cancel_run
 from service.joins import JoinPolicy
 from service.tick import Ticker
 from tests.service.archive.conftest import FinishRuns, every_row
 from tests.tenants import Tenant, drain
+from tests.tickhands import Hands, throttled
 
 AWKWARD = r"""
     {"text": "tab\t quote\" back\\ snow☃ \ud83c\udf0d", "number": 12345678901234567890.1250, "null": null, "l": [{}]}
@@ -62,6 +65,24 @@ async def test_a_purged_family_comes_back_row_by_row(tenant: Tenant, folder: Fol
     ids = [await rehydrate(tenant.database, folder, folder.root / each.path) for each in parents_first(made)]
 
     assert ids[0] == run_id
+    assert await every_row(tenant) == before
+    assert await tenant.faults() == []
+
+
+async def test_a_run_that_was_delayed_comes_back_as_it_was(
+    tenant: Tenant, folder: Folder, client: redis.asyncio.Redis
+) -> None:
+    hands = Hands(tenant, client)
+    run_id = await throttled(tenant, hands)
+    assert (await tenant.row(run_id))["delayed_under"] is not None
+    async with tenant.database.begin() as connection:
+        await cancel_run(connection, run_id)
+    (made,) = await archive(tenant, folder)
+    before = await every_row(tenant)
+    await archive(tenant, folder, purge_older_than_s=0.0)
+
+    assert await rehydrate(tenant.database, folder, folder.root / made.path) == run_id
+
     assert await every_row(tenant) == before
     assert await tenant.faults() == []
 
