@@ -82,13 +82,13 @@ def evidence(table: QuotaTable, evaluation: Evaluation) -> dict[Limit, Measured]
         if lower is None or search.highest_pass_per_s is None or search.lowest_fail_per_s is None:
             continue
         manifest = manifests[search.measurement_id]
-        requests = _requests_at(table.data, search, search.highest_pass_per_s)
+        requests = _rows_at(table.data, search, search.highest_pass_per_s)
         found[limit] = Measured(
             per_s=search.highest_pass_per_s,
             lower_per_s=lower,
             upper_per_s=search.lowest_fail_per_s,
             verdict="PASS",
-            requests_planned=requests,  # a set of which rows are missing is invalid, and proposes nothing
+            requests_planned=requests + _rows_lacking(table.data, manifest),
             requests_recorded=requests,
             seconds=search.span.whole_s * len(search.best),
             late_share=sum(trial.late for trial in search.best) / max(sum(trial.sent for trial in search.best), 1),
@@ -99,11 +99,19 @@ def evidence(table: QuotaTable, evaluation: Evaluation) -> dict[Limit, Measured]
     return found
 
 
-def _requests_at(data: Dataset, search: Capacity, rate_per_s: float) -> int:
-    """Return how many requests of a search were planned at one rate."""
+def _rows_at(data: Dataset, search: Capacity, rate_per_s: float) -> int:
+    """Return how many requests of a search were recorded at one rate."""
     samples = data.samples
     own = (samples["measurement_id"] == search.measurement_id) & (samples["level"] == rate_per_s)
     return int((own & (samples["endpoint"] == search.requirement.latency.endpoint.value)).sum())
+
+
+def _rows_lacking(data: Dataset, manifest: Manifest) -> int:
+    """Return how many rows a set has fewer than requests were planned.
+
+    The plan is kept for the whole set, so each of them may have been one of any rate, and is counted against all.
+    """
+    return manifest.planned_requests - int((data.samples["measurement_id"] == manifest.measurement_id).sum())
 
 
 def _ended_at(manifest: Manifest) -> datetime.datetime:

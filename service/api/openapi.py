@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from service.api.answers import Index, Problem
 from service.api.paging import DEFAULT_PAGE, LARGEST_PAGE
+from service.api.snapshot import LONGEST_WAIT_S
 from service.exchange import Answer, Exchange, Operation, answer_json
 from service.runs import RunStatus
 from service.toolcalls import ToolCallStatus
@@ -76,7 +77,7 @@ QUERIES: dict[str, list[tuple[str, dict[str, Any], str]]] = {
         ("since_seq", {"type": "integer", "minimum": 0, "default": 0}, "events after this number only (default 0)"),
         (
             "wait",
-            {"type": "number", "minimum": 0, "maximum": 30, "default": 0},
+            {"type": "number", "minimum": 0, "maximum": LONGEST_WAIT_S, "default": 0},
             "hold the answer until there is news, at most 30 seconds",
         ),
     ],

@@ -78,7 +78,7 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     lower_per_s: float  # one-sided 95 % lower bound of it: a quota is a quarter of this
     upper_per_s: float  # one-sided 95 % upper bound
     verdict: Literal["PASS", "FAIL", "INCONCLUSIVE"]  # whether the rate was found at all
-    requests_planned: int  # at that rate, all trials together
+    requests_planned: int  # at that rate, all trials together; each that its set has no row of counts as one of them
     requests_recorded: int  # rows of them, failures included
     seconds: float  # for how long requests were planned at that rate, all trials together
     late_share: float  # share of them that the generator sent late, 0 to 1

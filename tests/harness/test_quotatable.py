@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -17,10 +18,11 @@ from harness.analysis.quotasets import counted
 from harness.analysis.slo import Status
 from harness.errors import BadUsage
 from harness.evaluation import load
-from harness.quotatable import quota_table, revision_file
+from harness.quotatable import evidence, quota_table, revision_file
 from harness.sample import Endpoint
 from service.quota.limits import Limit
 from service.quota.recalibration_evidence import Known, doubts_about
+from service.quota.recalibration_evidence import whole as whole_or_not
 from service.quota.tables import FIRST, Provenance, RateValue, parse, write
 from tests.harness.synthetic import write_sample_set
 from tests.harness.synthetic_capacity import write_capacity
@@ -86,6 +88,23 @@ def test_the_evidence_under_each_rate_is_one_that_a_recalibration_believes(tmp_p
     assert measured.measured_at == file.provenance.measured_at
     now = measured.measured_at + datetime.timedelta(hours=1)
     assert doubts_about(file, Known(Provenance(), now)) == ()
+
+
+def test_rows_that_a_set_lacks_are_counted_against_its_rates_and_a_recalibration_doubts_them(tmp_path: Path) -> None:
+    evaluation = load([write_capacity(tmp_path, CREATE)])
+    table = quota_table(evaluation)
+    whole = evidence(table, evaluation)[Limit.RUN_CREATION]
+    assert whole.requests_planned == whole.requests_recorded
+    (manifest,) = evaluation.data.manifests
+    larger = dataclasses.replace(manifest, planned_requests=manifest.planned_requests + 3)
+    lacking = dataclasses.replace(evaluation, data=dataclasses.replace(evaluation.data, manifests=(larger,)))
+    found = evidence(table, lacking)[Limit.RUN_CREATION]
+    assert found == msgspec.structs.replace(whole, requests_planned=whole.requests_planned + 3)
+    known = Known(Provenance(), found.measured_at)
+    recorded = found.requests_recorded
+    assert whole_or_not(Limit.RUN_CREATION, whole, known) is None
+    doubt = whole_or_not(Limit.RUN_CREATION, found, known)
+    assert doubt == f"has rows of {recorded:,} of {recorded + 3:,} planned requests"
 
 
 def test_without_a_rate_that_is_not_sustained_there_is_no_evidence_to_act_on_alone(
