@@ -12,7 +12,8 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from harness.client import ERROR_CHARS_MAX, Client, Exchange
+from harness.client import Client
+from harness.connection import ERROR_CHARS_MAX, Exchange
 from harness.errors import ServiceDeclined, ServiceUnreachable, TokenDeclined
 from harness.sample import Outcome
 

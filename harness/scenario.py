@@ -13,7 +13,8 @@ import time
 from typing import Protocol
 
 from harness.api import CreateAnswer, RunView, Snapshot, SpawnAnswer, Workspace, problem_of, read_answer
-from harness.client import NO_TIMING, Client, Exchange, parse_server_timing
+from harness.client import Client
+from harness.connection import NO_TIMING, Exchange, parse_server_timing
 from harness.sample import Endpoint, Outcome, RunRecord
 from harness.samplebuffer import UNKNOWN, SampleBuffer, run_key
 

@@ -28,7 +28,8 @@ import numpy as np
 
 from harness.api import Workspace, problem_of
 from harness.arrivals import Schedule
-from harness.client import Client, Exchange, parse_server_timing
+from harness.client import Client
+from harness.connection import Exchange, parse_server_timing
 from harness.pacing import alarm
 from harness.sample import Endpoint, Outcome, RunRecord
 from harness.samplebuffer import SampleBuffer

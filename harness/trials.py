@@ -18,7 +18,8 @@ from harness.analysis.dependence import Floats
 from harness.analysis.dependence import Ints as Instants
 from harness.api import Api, CreateAnswer, RunsAnswer, Snapshot, SpawnAnswer, Workspace, problem_of, read_answer
 from harness.arrivals import burst
-from harness.client import Client, Exchange, parse_server_timing
+from harness.client import Client
+from harness.connection import Exchange, parse_server_timing
 from harness.errors import HarnessError, ServiceDeclined, ServiceUnreachable
 from harness.recorder import Recorder
 from harness.resources import OLDEST_DUE_TICK, QUEUE_DEPTH, gauge, read_metrics

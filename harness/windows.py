@@ -21,7 +21,8 @@ import numpy as np
 from harness.analysis.capacity import Seen, Span, Window, observe
 from harness.api import Api
 from harness.arrivals import Seconds
-from harness.client import Client, Exchange
+from harness.client import Client
+from harness.connection import Exchange
 from harness.recorder import FLUSH_INTERVAL_S, Recorder
 from harness.sample import Endpoint, Outcome, ResourceSample
 from harness.trials import AT_ONCE, UNFINISHED, Trials, created

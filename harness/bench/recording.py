@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from harness.bench.load import LoadFailed
 from harness.bench.results import Repeat
-from harness.client import Client, Exchange, parse_server_timing
+from harness.client import Client
+from harness.connection import Exchange, parse_server_timing
 from harness.recorder import FLUSH_INTERVAL_S, Recorder
 from harness.sample import Endpoint, Mode, Outcome, RunRecord
 from harness.samplebuffer import NAN, run_key

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import re
 
-from harness.client import ERROR_CHARS_MAX
+from harness.connection import ERROR_CHARS_MAX
 from harness.sample import Endpoint, Mode, Outcome, Sample
 
 SCENARIO = "imported"  # where the tool names none

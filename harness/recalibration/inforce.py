@@ -126,6 +126,7 @@ class Place:
         self._reader = threading.Thread(target=self._read, name="place's complaints", daemon=True)
         self._reader.start()
         self.recalibration = 0
+        self._end_timeout_s = END_TIMEOUT_S
 
     def wait_until_held(self) -> None:
         """Learn its number; raises ServiceRefused."""
@@ -143,7 +144,8 @@ class Place:
             _refuse(self._process.returncode, self._complaints)
 
     def give_up(self) -> None:
-        """Let somebody else begin at once."""
+        """Let somebody else begin at once; its process is given the time of a command then, for that is its work."""
+        self._end_timeout_s = COMMAND_TIMEOUT_S
         self._say(GIVEN_UP)
 
     def leave(self) -> None:
@@ -162,7 +164,7 @@ class Place:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
-            self._process.wait(END_TIMEOUT_S)
+            self._process.wait(self._end_timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from harness.client import Client, Exchange
+from harness.client import Client
+from harness.connection import Exchange
 from tests.campaigns.quota_audit import STEADINESS, Behaviour, Told
 
 GREED = 3.0  # times the rate

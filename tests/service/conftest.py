@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import redis.asyncio
 import structlog
+from starlette.applications import Starlette
+from starlette.routing import Route
 from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
@@ -17,9 +20,13 @@ from service.guarded import connect_redis
 from service.settings import Settings
 from service.tallies import Tallies
 from service.tick import Ticker
+from service.toolcalls import create_definition
 from service.workspaces import Agents
+from tests.localserver import serving
+from tests.modelendpoint import Endpoint
 from tests.tenants import Tenant, open_tenant
 from tests.tickhands import Hands
+from tests.toolcalls import GUARDED, LAST
 
 Command = Callable[..., tuple[int, str, str]]
 """Runs `python -m service` with these arguments; returns its exit code, standard output and standard error."""
@@ -83,3 +90,20 @@ async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
 async def hands(tenant: Tenant, client: redis.asyncio.Redis) -> Hands:
     """A worker's hands."""
     return Hands(tenant, client)
+
+
+@pytest.fixture
+async def guarded(tenant: Tenant) -> uuid.UUID:
+    """An agent whose first step calls a tool that needs an operator's approval."""
+    async with tenant.database.begin() as connection:
+        await create_definition(connection, tenant.workspace_id, "guarded", "echo", "ELEVATED")
+    return await tenant.agent(GUARDED, LAST)
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[Endpoint]:
+    """A local endpoint."""
+    made = Endpoint()
+    async with serving(Starlette(routes=[Route("/v1/chat/completions", made.answer, methods=["POST"])])) as url:
+        made.url = url
+        yield made

@@ -9,7 +9,6 @@ import uuid
 import pytest
 import redis.asyncio
 
-from service.announce import connect_redis
 from service.approvals import decide_tool_call
 from service.auth import Caller, Role
 from service.claims import Claim
@@ -17,6 +16,7 @@ from service.control import pause_run, resume_run
 from service.db import Database
 from service.errors import IllegalState
 from service.families import cancel_run
+from service.guarded import connect_redis
 from service.quota import revisions
 from service.quota.limits import Limit
 from service.quota.overrides import clear_override

@@ -7,14 +7,9 @@ these tests fail.
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import json
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import httpx
 import msgspec
@@ -23,116 +18,14 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from service.api.operations import Operations
-from service.app import create_app
 from service.archive import purge
 from service.auth import Callers, Role
 from service.db import Database
-from service.embedded import Stack
 from service.exchange import Exchange, Operation
-from service.quota.limits import Quota
-from service.quota.rates import Rates
-from service.quota.socket_leases import Full, Lease, Leases
-from service.settings import Settings
-from service.stream.commands import COMMANDS, LOCAL
-from tests.neighbours import Caller, Neighbourhood, open_neighbourhood
-from tests.sockets import open_socket, serve
-from tests.surface import HEADERS, QUERY, Entry, Filling, Kind, Place, State, Unknown, entries, streams
-
-NOWHERE = create_app(Settings("postgresql://nowhere/none", "redis://nowhere"))
-"""The application, never started: for its route table."""
-
-ENTRIES, STREAMS = entries(NOWHERE), streams(NOWHERE)
-
-OF_STREAMS = (State.OWN, State.FOREIGN, State.ABSENT, State.MALFORMED)
-
-Told: TypeAlias = tuple[int, list[tuple[str, str]], str]
-"""All that an answer says: status, header fields, body."""
-
-
-@pytest.fixture(scope="module")
-def database_url(new_database: Any) -> str:
-    return str(new_database())
-
-
-@pytest.fixture(scope="module")
-def redis_url(stack: Stack) -> str:
-    return f"{stack.redis_url}?db=14"
-
-
-@pytest.fixture(scope="module")
-def archive_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("archives")
-
-
-@pytest.fixture(scope="module")
-def url(database_url: str, redis_url: str, archive_dir: Path) -> Iterator[str]:
-    with serve(create_app(Settings(database_url, redis_url, log_level="error", archive_dir=archive_dir))) as address:
-        yield address
-
-
-@pytest.fixture
-async def neighbourhood(database: Database, redis_url: str, archive_dir: Path) -> AsyncIterator[Neighbourhood]:
-    async with open_neighbourhood(database, redis_url, archive_dir) as opened:
-        yield opened
-
-
-@pytest.fixture
-def spent(monkeypatch: pytest.MonkeyPatch) -> list[uuid.UUID]:
-    """Each workspace of which a token of a rate or a place of a cap on sockets is asked for, in order."""
-    workspaces: list[uuid.UUID] = []
-    take_token, take_place = Rates.take, Leases.take
-
-    async def token(rates: Rates, workspace_id: uuid.UUID, *more: Any) -> dict[str, str]:
-        workspaces.append(workspace_id)
-        return await take_token(rates, workspace_id, *more)
-
-    async def place(leases: Leases, lease: Lease, quota: Quota) -> Full | None:
-        workspaces.append(lease.workspace_id)
-        return await take_place(leases, lease, quota)
-
-    monkeypatch.setattr(Rates, "take", token)
-    monkeypatch.setattr(Leases, "take", place)
-    return workspaces
-
-
-@pytest.fixture
-async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=url, timeout=30) as opened:
-        yield opened
-
-
-def expected(entry: Entry, caller: Caller, filling: Filling) -> int:
-    """Return the status that a request must get, by the contract."""
-    if entry.operation.role is not None and caller.role is None:
-        return 401
-    if not caller.may(entry):
-        return 403
-    states = dict(zip(entry.places, filling, strict=True))
-    about = {place: state for place, state in states.items() if not place.is_filter}
-    unseen = {State.ABSENT, State.MALFORMED} | (set() if caller.is_installation else {State.FOREIGN})
-    if unseen & set(about.values()):
-        return 404
-    if len({state is State.FOREIGN for state in about.values()}) > 1:  # an agent of one tenant, a run for the other
-        return 404
-    if State.GUARDED in about.values() and caller.role is not None and caller.role < Role.ADMIN:
-        return 403
-    return 200
-
-
-def masked(answer: httpx.Response, ids: Mapping[Place, str]) -> Told:
-    """Return all that an answer says, apart from the ids that were asked for, the date and durations."""
-    headers = sorted((name, value) for name, value in answer.headers.items() if name not in ("date", "server-timing"))
-    body = answer.text
-    for id_ in ids.values():
-        body = body.replace(id_, "ID")
-        headers = [(name, value.replace(id_, "ID")) for name, value in headers]
-    return answer.status_code, headers, body
-
-
-def leaks(answer: httpx.Response, marks: set[str], ids: Mapping[Place, str]) -> list[str]:
-    """Return what of the neighbour's stands in an answer, apart from the ids that were sent."""
-    said = answer.text + repr(answer.headers.multi_items())
-    return [mark for mark in marks - set(ids.values()) if mark in said]
+from tests.isolation import ENTRIES, Told, expected, leaks, masked
+from tests.neighbours import Caller, Neighbourhood
+from tests.sockets import open_socket
+from tests.surface import HEADERS, Entry, Filling, Kind, Place, State, Unknown, entries
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
@@ -331,116 +224,3 @@ async def test_an_agent_cannot_name_the_neighbours_tool(
         told.append((answer.status_code, answer.text.replace(name, "NAME")))
     assert told[0] == told[1]
     assert told[0][0] == 422
-
-
-@pytest.mark.parametrize(("path", "place"), STREAMS, ids=[path for path, _ in STREAMS])
-async def test_a_stream_of_another_tenants_object_is_as_absent_as_one_that_never_was(
-    path: str, place: Place, neighbourhood: Neighbourhood, url: str, spent: list[uuid.UUID]
-) -> None:
-    neighbour = neighbourhood.neighbour.tenant.workspace_id
-    marks = await neighbourhood.neighbour.marks()
-    for caller in neighbourhood.callers:
-        visible = [State.OWN, State.FOREIGN] if caller.is_installation else [State.OWN] if caller.role else []
-        ends: dict[State, tuple[int, str]] = {}
-        ids = {state: await neighbourhood.id_for(place.kind, state, caller, path) for state in OF_STREAMS}
-        before = await neighbourhood.fingerprint()
-        for state in [each for each in OF_STREAMS if each not in visible]:
-            async with open_socket(url, path.format_map({place.name: ids[state]}), caller.bearer) as socket:
-                ends[state] = await socket.closed()
-        assert await neighbourhood.fingerprint() == before, f"{path} as {caller.name} changed something"
-        code = 4401 if caller.role is None else {Kind.RUN: 4404, Kind.WORKSPACE: 4403}[place.kind]
-        assert {end[0] for end in ends.values()} == {code}, caller.name
-        assert len({end for state, end in ends.items() if state is not State.OWN}) == 1, f"{caller.name}: {ends}"
-        for state in visible:
-            async with open_socket(url, path.format_map({place.name: ids[state]}), caller.bearer) as socket:
-                first = json.dumps(await socket.frame())
-            assert ids[state] in first, caller.name
-            assert caller.is_installation or [mark for mark in marks if mark in first] == [], caller.name
-        assert caller.is_installation or neighbour not in spent, caller.name
-
-
-@pytest.mark.parametrize("cmd", COMMANDS)
-async def test_a_command_about_another_tenants_object_is_answered_like_one_about_nothing(
-    cmd: str, neighbourhood: Neighbourhood, url: str, spent: list[uuid.UUID]
-) -> None:
-    command = COMMANDS[cmd]
-    (entry,) = [each for each in ENTRIES if (each.method, each.path) == (command.method, command.path)]
-    (place,) = entry.places
-    assert place.name == command.target
-    own, marks = neighbourhood.own, await neighbourhood.neighbour.marks()
-    paths = [f"/ws/workspaces/{own.tenant.workspace_id}/", f"/ws/runs/{await own.run()}/"]
-    for caller, path in itertools.product(
-        [caller for caller in neighbourhood.callers if caller.role is not None], paths
-    ):
-        told: dict[State, str] = {}
-        async with open_socket(url, path, caller.bearer) as socket:
-            for state in [each for each in place.states if each is not State.LEFT_OUT]:
-                status, id_ = (
-                    expected(entry, caller, (state,)),
-                    await neighbourhood.id_for(place.kind, state, caller, entry.path),
-                )
-                fields = {name: QUERY[name] for name in command.query} | entry.request({place: id_}).get("json", {})
-                before = await neighbourhood.fingerprint(apart_from=own)
-
-                answer = await socket.answer(cmd, id=1, **{place.name: id_}, **fields)
-
-                case = f"{cmd} as {caller.name} on {path}, {state.value}"
-                assert answer["type"] == (f"{cmd}_ack" if status == 200 else "error"), (case, answer)
-                assert answer.get("status", 200) == status, (case, answer)
-                told[state] = json.dumps(answer).replace(id_, "ID")
-                if not caller.is_installation:
-                    assert [mark for mark in marks if mark in told[state]] == [], case
-                    assert await neighbourhood.fingerprint(apart_from=own) == before, case
-                if status == 200:
-                    neighbourhood.spend()
-        if not caller.is_installation:
-            assert told[State.FOREIGN] == told[State.ABSENT], f"{cmd} as {caller.name}"
-            assert neighbourhood.neighbour.tenant.workspace_id not in spent, f"{cmd} as {caller.name}"
-        if not caller.may(entry):
-            assert len(set(told.values())) == 1, f"{cmd} as {caller.name}: the refusal tells what there is"
-
-
-def test_what_a_socket_answers_by_itself_takes_no_id() -> None:
-    # Were there one more, it would have to be asked about foreign objects here.
-    assert LOCAL == ("ping", "subscribe_approvals", "unsubscribe_approvals")
-
-
-async def test_the_approvals_of_a_workspace_are_its_own(neighbourhood: Neighbourhood, url: str) -> None:
-    own, neighbour = neighbourhood.own, neighbourhood.neighbour
-    marks = await neighbour.marks()
-    path = f"/ws/workspaces/{own.tenant.workspace_id}/"
-    async with open_socket(url, path, neighbourhood.caller("OWNER").bearer) as socket:
-        await socket.answer("subscribe_approvals")
-        neighbour.spend()
-        await neighbour.id_of(Kind.TOOL_CALL, "guarded")
-        marks |= await neighbour.marks()
-        call_id = str(await own.id_of(Kind.TOOL_CALL, "guarded"))
-        seen = [await socket.frame()]
-        while seen[-1].get("topic") != "approvals.event":
-            seen.append(await socket.frame())
-    assert seen[-1]["data"]["tool_call_id"] == call_id
-    assert [mark for mark in marks if mark in json.dumps(seen)] == []
-
-
-async def test_a_ticket_opens_what_its_caller_may_see_and_once(
-    neighbourhood: Neighbourhood, client: httpx.AsyncClient, url: str
-) -> None:
-    async def ticket() -> str:
-        answer = await client.post("/api/ws-tickets/", json={}, headers=neighbourhood.caller("VIEWER").headers)
-        return str(answer.json()["ticket"])
-
-    neighbour = neighbourhood.neighbour
-    own, theirs = await neighbourhood.own.id_of(Kind.RUN), await neighbour.id_of(Kind.RUN)
-    for path, code in ((f"/ws/runs/{theirs}/", 4404), (f"/ws/workspaces/{neighbour.tenant.workspace_id}/", 4403)):
-        used = await ticket()
-        for address, end in ((path, code), (f"/ws/runs/{own}/", 4401)):  # it is used up, whatever came of it
-            async with open_socket(url, f"{address}?ticket={used}") as socket:
-                assert (await socket.closed())[0] == end
-
-    used = await ticket()
-    async with AsyncExitStack() as stack:
-        sockets = await asyncio.gather(
-            *(stack.enter_async_context(open_socket(url, f"/ws/runs/{own}/?ticket={used}")) for _ in range(8))
-        )
-        firsts = await asyncio.gather(*(socket.frame() for socket in sockets), return_exceptions=True)
-    assert sum(isinstance(first, dict) for first in firsts) == 1
