@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import subprocess
@@ -21,6 +22,7 @@ from harness.measurement import Measured, Wanted
 from harness.recalibration import progress, session
 from harness.sample import Endpoint, Mode
 from harness.target import Target
+from service.__main__ import main as command_of_service
 from service.quota.limits import Limit
 from service.quota.tables import parse, write
 from tests.harness import synthetic
@@ -74,7 +76,10 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> Searches:
 def service(
     database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict[str, Any]]:
-    """Return a function that runs `python -m service` on the test's own servers; returns what it prints as JSON."""
+    """Return a function that runs a command of the service on the test's own servers; returns what it prints as JSON.
+
+    It runs in this process, which has imported the service before; the harness starts one for each of its questions.
+    """
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("PLIMSOLL_DATA", str(tmp_path / "data"))
@@ -82,10 +87,9 @@ def service(
         monkeypatch.delenv(name, raising=False)
 
     def run(*words: str) -> dict[str, Any]:
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", "service", *words, "--json"], capture_output=True, check=True
-        )
-        told: dict[str, Any] = json.loads(done.stdout)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert command_of_service([*words, "--json"]) == 0
+        told: dict[str, Any] = json.loads(printed.getvalue())
         return told
 
     return run
