@@ -46,6 +46,10 @@ UP_ARGS ?=
 # More arguments for pytest, for example PYTEST_ARGS='tests/harness -q'.
 PYTEST_ARGS ?=
 
+# Among how many processes the tests are shared: one more than there are cores, because half of the time of those that
+# take longest is waiting. JOBS=0 runs them in pytest's own process, which --pdb needs.
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+
 # More arguments for the resolver, for example LOCK_ARGS=--upgrade or LOCK_ARGS='--upgrade-package starlette'.
 LOCK_ARGS ?=
 
@@ -222,7 +226,7 @@ chaos: $(STAMP) ## SIGKILLs and network faults under load, then an audit: make c
 
 .PHONY: test
 test: $(STAMP) ## Every test that needs no special machine, real PostgreSQL and Redis included
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 .PHONY: simulate
 simulate: $(STAMP) ## The engine in a world of faults: make simulate STEPS=10000000 SEED=0

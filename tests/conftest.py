@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,22 +14,13 @@ import pytest
 from hypothesis import settings
 
 from service.embedded import Stack
+from tests.databases import Databases
 
 # The same examples in every run: a change is judged, not luck. `--hypothesis-profile=default` draws new ones.
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile("repeatable")
 
 REDIS_DATABASES = 16  # redis-server's default
-
-
-def run_sql(stack: Stack, *statements: str) -> None:
-    """Run statements on the stack's own database, each in a transaction of its own."""
-    assert stack.postgres is not None
-    commands = [part for statement in statements for part in ("-c", statement)]
-    subprocess.run(  # noqa: S603 - the test's own statements
-        [stack.postgres.binary("psql"), stack.database_url, "-qX", "-v", "ON_ERROR_STOP=1", *commands],
-        check=True,
-    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,27 +41,24 @@ def stack() -> Iterator[Stack]:
 
 
 @pytest.fixture(scope="session")
-def new_database(stack: Stack) -> Callable[[], str]:
-    """Return a function that makes a fresh, migrated database and returns its URL; all go with the session."""
-    from service.db import migrate
-
+def databases(stack: Stack) -> Databases:
+    """The databases of that server."""
     assert stack.postgres is not None
-    postgres, numbers = stack.postgres, itertools.count(1)
-    run_sql(stack, "CREATE DATABASE template_for_tests")
-    migrate(postgres.url_of("template_for_tests"))
+    return Databases(stack.postgres)
 
-    def make() -> str:
-        name = f"test_{next(numbers)}"
-        run_sql(stack, f"CREATE DATABASE {name} TEMPLATE template_for_tests")
-        return postgres.url_of(name)
 
-    return make
+@pytest.fixture(scope="session")
+def new_database(databases: Databases) -> Callable[[], str]:
+    """Return a function that makes a new, migrated database and returns its URL; all go with the session."""
+    return databases.new
 
 
 @pytest.fixture
-def database_url(new_database: Callable[[], str]) -> str:
-    """A fresh, migrated database of the test's own."""
-    return new_database()
+def database_url(databases: Databases) -> Iterator[str]:
+    """A migrated database of the test's own, as new."""
+    url = databases.take()
+    yield url
+    databases.give_back(url)
 
 
 @pytest.fixture(scope="session")

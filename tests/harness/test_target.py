@@ -22,6 +22,7 @@ folder = Path(os.environ["PLIMSOLL_STACK_DIR"])
 folder.mkdir(parents=True, exist_ok=True)
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 def stop(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a parent of two threads that is killed may tell its death twice
     child.kill()
     child.wait()
     (folder / "stopped").write_text("by SIGTERM")
