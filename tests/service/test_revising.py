@@ -16,6 +16,7 @@ from service.quota.limits import Limit, Quota
 from service.quota.tables import FIRST, write
 from service.quota.usage import Holder, Kind, LimitUse, Per, Usage, WorkspaceQuotas
 from service.runs import RunStatus
+from service.workspaces import QuotaClass
 from tests.quotatables import tables
 from tests.service.conftest import Command
 
@@ -233,7 +234,7 @@ def test_the_holders_of_a_cap_are_a_table_with_the_fields_that_say_something(
     use = LimitUse(Limit.LIVE_RUNS, Kind.CAP, Per.WORKSPACE, 2, None, False, 2, 0, None, None, "when one ends", holders)
 
     async def of(self: Usage, workspace_id: uuid.UUID, quota: Quota) -> WorkspaceQuotas:
-        return WorkspaceQuotas(workspace_id, "default", 1, None, at, [use])
+        return WorkspaceQuotas(workspace_id, QuotaClass.DEFAULT, 1, None, at, [use])
 
     monkeypatch.setattr(Usage, "of", of)
     assert quotas("quotas", "explain", workspace) == (
