@@ -12,9 +12,10 @@ from harness.recalibration import inforce
 from harness.recalibration.inforce import Place
 
 HOLDS = """
-import pathlib, sys
+import pathlib, sys, time
 print('{"recalibration": 1}', flush=True)
 words = sys.stdin.buffer.read()
+time.sleep(0.5)  # as on a busy machine
 pathlib.Path(sys.argv[1]).write_bytes(words)
 """
 
