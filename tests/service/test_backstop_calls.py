@@ -340,7 +340,7 @@ async def test_a_paused_run_whose_step_is_due_is_found_by_one_look_and_by_none_a
         hands.now_s += 1.0
         await hands.backstop.look()
     assert "call" not in asked
-    assert await tenant.row(run_id) == before | {"delayed_under": None}
+    assert await tenant.row(run_id) == {**before, "delayed_under": None}
 
     await control(tenant, run_id, resume_run)
     await drain(hands.ticker)
