@@ -15,11 +15,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import backstop
+from service.announce import connect_redis
 from service.backstop import CALL, LOOK, MOSTLY_NOBODYS
 from service.control import pause_run, resume_run
 from service.db import Database
 from service.families import cancel_run
-from service.guarded import connect_redis
 from service.joins import FailurePolicy, JoinPolicy
 from service.quota.limits import Limit
 from service.quota.overrides import clear_override, set_override
@@ -340,7 +340,7 @@ async def test_a_paused_run_whose_step_is_due_is_found_by_one_look_and_by_none_a
         hands.now_s += 1.0
         await hands.backstop.look()
     assert "call" not in asked
-    assert await tenant.row(run_id) == dict(before) | {"delayed_under": None}
+    assert await tenant.row(run_id) == {**before, "delayed_under": None}
 
     await control(tenant, run_id, resume_run)
     await drain(hands.ticker)
