@@ -148,8 +148,8 @@ async def test_a_model_that_thinks_holds_up_nobody_and_nobody_else_asks_it(tenan
 
 async def test_a_model_that_thinks_does_not_hold_up_the_deadline_of_a_group(tenant: Tenant, endpoint: Endpoint) -> None:
     endpoint.hold, endpoint.answers = asyncio.Event(), [completion("for nobody"), completion("at last")]
-    outside = Outside(tenant.database, 0.2, endpoint.settings())
-    ticker = Ticker(tenant.database, tenant.announcer, Agents(), Tallies(), 0.2, outside)
+    outside = Outside(tenant.database, 5.0, endpoint.settings())
+    ticker = Ticker(tenant.database, tenant.announcer, Agents(), Tallies(), 5.0, outside)
     worker = Worker(tenant.database, ticker, sweep_interval_s=0.05)
     hung = await tenant.agent({"kind": "MODEL_CALL", "latency_ms": 3_600_000})
     thinking = await tenant.run(await model_agent(tenant, endpoint))
