@@ -15,7 +15,6 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from service import backstop
-from service.announce import connect_redis
 from service.backstop import CALL, LOOK, MOSTLY_NOBODYS
 from service.control import pause_run, resume_run
 from service.db import Database
