@@ -19,6 +19,7 @@ from service.backstop import CALL, LOOK, MOSTLY_NOBODYS
 from service.control import pause_run, resume_run
 from service.db import Database
 from service.families import cancel_run
+from service.guarded import connect_redis
 from service.joins import FailurePolicy, JoinPolicy
 from service.quota.limits import Limit
 from service.quota.overrides import clear_override, set_override
