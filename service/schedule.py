@@ -74,6 +74,8 @@ class Schedule(Chore):
             return
         self._process = process
         log.info("scheduled recalibration", pid=process.pid)
+        if self._stopping:  # since then: there was no process yet that could have been told
+            process.terminate()
         assert process.stderr is not None  # noqa: S101 - it is a pipe
         said = ""
         while line := await process.stderr.readline():

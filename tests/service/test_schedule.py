@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -114,6 +115,26 @@ async def test_a_worker_that_stops_ends_its_measurement(
     assert [(each["event"], each["log_level"], each.get("code")) for each in logged] == [
         ("scheduled recalibration", "info", None),
         ("scheduled recalibration ended", "warning", -15),
+    ]
+
+
+async def test_a_worker_that_stops_while_its_measurement_is_being_started_ends_it(
+    settings: Settings, logged: list[EventDict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = Schedule(settings, (sys.executable, "-c", "import time; time.sleep(60)"))
+    start = asyncio.create_subprocess_exec
+
+    async def started(*command: str, **more: Any) -> asyncio.subprocess.Process:
+        process = await start(*command, **more)
+        schedule.stop()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", started)
+    schedule.ring()
+    await schedule.idle()
+    assert [(each["event"], each.get("code")) for each in logged] == [
+        ("scheduled recalibration", None),
+        ("scheduled recalibration ended", -15),
     ]
 
 
